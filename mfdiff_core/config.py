@@ -1,0 +1,155 @@
+"""Configs are frozen dataclasses; this module moves them to and from plain mappings.
+
+Every fault of a mapping is reported at once, each with its dotted path. A component checks its
+own ranges in ``__post_init__`` by raising ``ValueError``; here that becomes a `ConfigError`.
+One form of override, ``{"unet.channels": 64}``, serves the command line, search trials and
+resumed runs alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mfdiff_core.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain mapping of a config, ready for JSON or YAML."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Config as ``{"unet.channels": 64, ...}``; sequences become text."""
+    return dict(_flat(to_dict(config), ""))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, str(value) if isinstance(value, list) else value))
+    return rows
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Build config ``cls`` from ``values``; missing keys keep their defaults.
+
+    Args:
+        cls: a frozen dataclass whose fields are scalars, tuples, or further configs.
+        values: nested mapping, for example parsed YAML.
+        where: name of the source, put before each dotted path in messages.
+
+    Raises:
+        ConfigError: unknown keys (the valid ones are listed), wrong types, or ranges that
+            ``cls`` refuses; all faults of the mapping in one message.
+    """
+    faults: list[str] = []
+    config = _build(cls, values, where, faults)
+    if faults or config is None:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def override(config: C, changes: Mapping[str, Any]) -> C:
+    """Copy of ``config`` with dotted ``changes`` applied, checked like `from_dict`."""
+    nested = to_dict(config)
+    for path, value in changes.items():
+        node = nested
+        *parents, leaf = path.split(".")
+        for depth, part in enumerate(parents):
+            if not isinstance(node.get(part), dict):
+                raise ConfigError(_unknown(".".join(parents[: depth + 1]), part, node))
+            node = node[part]
+        if leaf not in node:
+            raise ConfigError(_unknown(path, leaf, node))
+        node[leaf] = value
+    return from_dict(type(config), nested)
+
+
+def _unknown(path: str, key: str, valid: Any) -> str:
+    return f"{path}: unknown key {key!r}; valid keys are {', '.join(sorted(valid))}"
+
+
+def _build(cls: type[C], values: Any, path: str, faults: list[str]) -> C | None:
+    if not isinstance(values, Mapping):
+        faults.append(f"{path or cls.__name__}: expected a mapping, got {values!r}")
+        return None
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    before = len(faults)
+    chosen: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        if key not in fields:
+            faults.append(_unknown(dotted, str(key), fields))
+            continue
+        chosen[key] = _convert(hints[key], value, dotted, faults)
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            faults.append(f"{f'{path}.' if path else ''}{name}: missing")
+    if len(faults) > before:
+        return None
+    try:
+        return cls(**chosen)
+    except ValueError as fault:
+        faults.append(f"{path or cls.__name__}: {fault}")
+        return None
+
+
+def _convert(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
+    """``value`` as type ``hint``, or a line in ``faults``."""
+    origin, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(hint, value, path, faults)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        attempts: list[list[str]] = []
+        for option in (a for a in args if a is not type(None)):
+            tried: list[str] = []
+            converted = _convert(option, value, path, tried)
+            if not tried:
+                return converted
+            attempts.append(tried)
+        faults += attempts[0]
+        return None
+    if origin is Literal:
+        if value not in args:
+            faults.append(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            faults.append(f"{path}: expected {len(inner)} values, got {len(value)}")
+            return None
+        pairs = zip(inner, value, strict=True)
+        return tuple(_convert(h, v, f"{path}[{i}]", faults) for i, (h, v) in enumerate(pairs))
+    if origin is dict and isinstance(value, Mapping):
+        return {k: _convert(args[1], v, f"{path}.{k}", faults) for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    if hint is Any or (
+        isinstance(value, expected) and (expected is bool) == isinstance(value, bool)
+    ):
+        return value
+    faults.append(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    return None

@@ -1,0 +1,108 @@
+"""A dataset folder opened for use: verified shards, the saved split, tensors by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mfdiff_core.data.manifest import SPLIT, Manifest, load_manifest, verify_shard
+from mfdiff_core.data.slices import Shard, SliceInfo
+from mfdiff_core.data.splits import Part, Split, load_split
+from mfdiff_core.errors import DataError
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """Slices as tensors: images [N, 1, H, W] float32 in intensity units, maps [N, H, W] uint8."""
+
+    infos: tuple[SliceInfo, ...]
+    x_p: torch.Tensor
+    x_m: torch.Tensor
+    x_s: torch.Tensor
+    tissue: torch.Tensor
+    lesions: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Physical units per intensity unit, [N]."""
+        return torch.tensor([info.scale for info in self.infos])
+
+    def select(self, keep: Callable[[SliceInfo], bool]) -> SliceSet:
+        """The slices whose facts satisfy ``keep``."""
+        rows = [row for row, info in enumerate(self.infos) if keep(info)]
+        tensors = (getattr(self, name)[rows] for name in ("x_p", "x_m", "x_s", "tissue", "lesions"))
+        return SliceSet(tuple(self.infos[row] for row in rows), *tensors)
+
+    def to(self, device: torch.device) -> SliceSet:
+        """The set with its tensors on ``device``: at these sizes a dataset fits there whole."""
+        tensors = (self.x_p, self.x_m, self.x_s, self.tissue, self.lesions)
+        return SliceSet(self.infos, *(tensor.to(device) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A verified dataset folder."""
+
+    folder: Path
+    manifest: Manifest
+    split: Split
+    shards: tuple[Shard, ...]
+
+    def part(self, part: Part, setting: str | None = None) -> SliceSet:
+        """Slices of the subjects of one part, optionally of one setting, as tensors.
+
+        Raises:
+            DataError: the setting does not occur in this dataset.
+        """
+        if setting is not None and setting not in self.manifest.settings:
+            raise DataError(
+                f"{self.folder}: no setting {setting!r}; it has {', '.join(self.manifest.settings)}"
+            )
+        subjects = self.split.subjects(part)
+        chosen = [
+            (shard, [i for i, info in enumerate(shard.infos) if setting in (None, info.setting)])
+            for shard, subject in zip(self.shards, self.manifest.subjects, strict=True)
+            if subject in subjects
+        ]
+        return _gather(chosen)
+
+
+def _gather(chosen: Sequence[tuple[Shard, list[int]]]) -> SliceSet:
+    infos = tuple(shard.infos[row] for shard, rows in chosen for row in rows)
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.from_numpy(
+            np.concatenate([shard.arrays[name][rows] for shard, rows in chosen])
+        )
+
+    images = (stack(name)[:, None] for name in ("x_p", "x_m", "x_s"))
+    return SliceSet(infos, *images, stack("tissue"), stack("lesions"))
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open ``folder`` after checking every hash and that no subject leaks between parts.
+
+    Raises:
+        DataError: missing or damaged files, or subjects of the split that are not in the shards.
+    """
+    manifest = load_manifest(folder)
+    split = load_split(folder / SPLIT)
+    shards = tuple(verify_shard(folder, entry) for entry in manifest.shards)
+    for entry, shard in zip(manifest.shards, shards, strict=True):
+        strangers = {info.subject for info in shard.infos} - {entry.subject}
+        if strangers:
+            raise DataError(
+                f"{entry.file}: holds {', '.join(sorted(strangers))} besides its subject"
+            )
+    listed = {*split.train, *split.validation, *split.test}
+    if listed != set(manifest.subjects):
+        odd = ", ".join(sorted(listed ^ set(manifest.subjects)))
+        raise DataError(f"{folder}: split and manifest disagree on subjects {odd}")
+    return Dataset(folder, manifest, split, shards)

@@ -1,0 +1,159 @@
+"""Slices on disk: one Arrow IPC file per shard, memory-mapped, viewed without a copy.
+
+A row holds one triplet (x_p, x_m, x_s) of float32 images divided by their scales, the maps of
+tissue and lesions where the slice was simulated, and what is known about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mfdiff_core.errors import DataError
+from mfdiff_core.files import atomic_path
+
+SCHEMA_VERSION = 1
+PET_LESION, MR_LESION = 1, 2
+"""Bits of the lesion map."""
+
+_TEXTS = ("domain", "setting", "subject")
+_INTEGERS = ("slice_index", "rotation_index")
+_REALS = ("voxel_mm", "scale", "mr_scale", "num_counts", "dose_mbq")
+_IMAGES = ("x_p", "x_m", "x_s")
+_MAPS = ("tissue", "lesions")
+
+
+@dataclass(frozen=True)
+class SliceInfo:
+    """What is known about one slice besides its images.
+
+    ``scale`` times a PET pixel gives physical units back, ``mr_scale`` does so for the MR.
+    ``num_counts`` and ``dose_mbq`` are NaN where unknown.
+    """
+
+    domain: str
+    setting: str
+    subject: str
+    slice_index: int
+    rotation_index: int
+    voxel_mm: float
+    scale: float
+    mr_scale: float
+    num_counts: float = float("nan")
+    dose_mbq: float = float("nan")
+
+    @property
+    def key(self) -> str:
+        """Name of the slice, unique within its dataset; keys its restoration noise."""
+        return f"{self.subject}/{self.setting}/{self.slice_index}/{self.rotation_index}"
+
+
+@dataclass(frozen=True)
+class SliceRecord:
+    """One slice: its facts, its float32 [H, W] images, its uint8 [H, W] maps (zeros if unknown)."""
+
+    info: SliceInfo
+    x_p: npt.NDArray[np.float32]
+    x_m: npt.NDArray[np.float32]
+    x_s: npt.NDArray[np.float32]
+    tissue: npt.NDArray[np.uint8]
+    lesions: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A mapped shard: ``infos`` by row and ``arrays[name]`` [N, H, W] as views of the file."""
+
+    infos: tuple[SliceInfo, ...]
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+def schema(image_size: int) -> pa.Schema:
+    """Arrow schema of a shard of ``image_size`` x ``image_size`` slices."""
+    num_pixels = image_size * image_size
+    fields = [pa.field(name, pa.string(), nullable=False) for name in _TEXTS]
+    fields += [pa.field(name, pa.int32(), nullable=False) for name in _INTEGERS]
+    fields += [pa.field(name, pa.float64(), nullable=False) for name in _REALS]
+    fields += [_pixels(name, pa.float32(), num_pixels) for name in _IMAGES]
+    fields += [_pixels(name, pa.uint8(), num_pixels) for name in _MAPS]
+    facts = {"mfdiff.schema": str(SCHEMA_VERSION), "mfdiff.image_size": str(image_size)}
+    return pa.schema(fields, metadata=facts)
+
+
+def _pixels(name: str, dtype: pa.DataType, num_pixels: int) -> pa.Field:
+    item = pa.field("item", dtype, nullable=False)
+    return pa.field(name, pa.list_(item, num_pixels), nullable=False)
+
+
+def write_shard(path: Path, records: Sequence[SliceRecord]) -> None:
+    """Write ``records`` to ``path`` as one record batch, atomically.
+
+    Raises:
+        DataError: no records, or images that are not square, equal in size and finite.
+    """
+    if not records:
+        raise DataError(f"{path.name}: a shard needs at least one slice")
+    image_size = records[0].x_p.shape[0]
+    for record in records:
+        _check(record, image_size)
+    columns: list[pa.Array] = []
+    for field in schema(image_size):
+        if field.name in _IMAGES or field.name in _MAPS:
+            stacked = np.stack([getattr(record, field.name) for record in records])
+            dtype = np.float32 if field.name in _IMAGES else np.uint8
+            flat = pa.array(np.ascontiguousarray(stacked, dtype=dtype).ravel())
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+        else:
+            values = [getattr(record.info, field.name) for record in records]
+            columns.append(pa.array(values, type=field.type))
+    batch = pa.record_batch(columns, schema=schema(image_size))
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+
+def _check(record: SliceRecord, image_size: int) -> None:
+    for name in _IMAGES + _MAPS:
+        image = getattr(record, name)
+        if image.shape != (image_size, image_size):
+            raise DataError(
+                f"slice {record.info.key}: {name} is {image.shape}, expected"
+                f" ({image_size}, {image_size}); all images of a dataset are square and equal"
+            )
+    for name in _IMAGES:
+        if not np.isfinite(getattr(record, name)).all():
+            raise DataError(f"slice {record.info.key}: {name} has NaN or infinite pixels")
+
+
+def read_shard(path: Path) -> Shard:
+    """Map ``path`` into memory and view its rows without copying.
+
+    Raises:
+        DataError: the file is missing, is not a shard of this schema, or is cut short.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        image_size = int(reader.schema.metadata[b"mfdiff.image_size"])
+        if not reader.schema.equals(schema(image_size), check_metadata=True):
+            raise DataError(f"{path}: not a slice shard of schema version {SCHEMA_VERSION}")
+        if reader.num_record_batches != 1:
+            raise DataError(f"{path}: {reader.num_record_batches} record batches, expected 1")
+        batch = reader.get_batch(0)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such shard") from None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as fault:
+        raise DataError(f"{path}: not a readable slice shard ({fault})") from None
+    facts = [batch.column(name).to_pylist() for name in (*_TEXTS, *_INTEGERS, *_REALS)]
+    infos = tuple(SliceInfo(*row) for row in zip(*facts, strict=True))
+    shape = (batch.num_rows, image_size, image_size)
+    arrays = {
+        name: batch.column(name).flatten().to_numpy(zero_copy_only=True).reshape(shape)
+        for name in _IMAGES + _MAPS
+    }
+    return Shard(infos, arrays)

@@ -1,0 +1,202 @@
+"""The forward process, the training target and the posterior: Eq. (6) to (9).
+
+Symbols: x_0 standard-dose image, x_p low-dose image, x_t noised image, eps its noise, output
+what the network returned; all [B, 1, H, W] in diffusion units. t is 0-based, int64 [B].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mfdiff_core.diffusion.schedule import NoiseSchedule
+
+Target = Literal["eps", "v", "x0"]
+Variance = Literal["posterior", "beta"]
+
+
+def to_diffusion(x: Tensor) -> Tensor:
+    """Intensities, about [0, 1], to diffusion units, about [-1, 1]."""
+    return 2.0 * x - 1.0
+
+
+def from_diffusion(x: Tensor) -> Tensor:
+    """Diffusion units to intensities; the inverse of `to_diffusion`."""
+    return (x + 1.0) / 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The process and what the network learns in it.
+
+    Attributes:
+        num_steps: T.
+        beta_start: variance of the first step.
+        beta_end: variance of the last step.
+        target: what the network predicts: "eps" (the paper), "v" or "x0".
+        residual: with target "x0", the network predicts x_0 - x_p.
+        smoothing_px: with ``residual``, standard deviation in pixels of a Gaussian that x_p passes
+            before the residual is taken. A correction of the filtered image starts where a
+            clinic is today and needs far fewer iterations than one of the noisy image.
+        output_scale: with target "x0", the network predicts its target divided by this. A
+            residual is a tenth of an image; unscaled, its gradients are so small that training
+            stalls at the low-dose image.
+        variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
+        clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
+            leaves room above 1, as intensities are scaled by the low-dose image.
+        timestep_bias: b >= 0; training steps have density proportional to t^b. 0 is uniform.
+    """
+
+    num_steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    target: Target = "eps"
+    residual: bool = False
+    smoothing_px: float = 0.0
+    output_scale: float = 1.0
+    variance: Variance = "posterior"
+    clip: tuple[float, float] | None = (-1.0, 1.5)
+    timestep_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got num_steps={self.num_steps}")
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise ValueError(
+                "0 < beta_start <= beta_end < 1 is required, "
+                f"got beta_start={self.beta_start}, beta_end={self.beta_end}"
+            )
+        if self.residual and self.target != "x0":
+            raise ValueError(f"residual=True needs target='x0', got target={self.target!r}")
+        if self.smoothing_px < 0.0 or (self.smoothing_px > 0.0 and not self.residual):
+            raise ValueError(
+                "smoothing_px must not be negative, and 0 unless residual=True, "
+                f"got smoothing_px={self.smoothing_px}, residual={self.residual}"
+            )
+        if self.output_scale <= 0.0 or (self.output_scale != 1.0 and self.target != "x0"):
+            raise ValueError(
+                "output_scale must be positive, and 1 unless target='x0', "
+                f"got output_scale={self.output_scale}, target={self.target!r}"
+            )
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip must be (low, high) with low < high, got clip={self.clip}")
+        if self.timestep_bias < 0.0:
+            raise ValueError(
+                f"timestep_bias must not be negative, got timestep_bias={self.timestep_bias}"
+            )
+
+
+class DiffusionProcess:
+    """Eq. (6) to (9) on one device.
+
+    Args:
+        config: the process.
+        device: where images will be.
+    """
+
+    def __init__(self, config: DiffusionConfig, device: str | torch.device = "cpu") -> None:
+        self.config = config
+        self.schedule = NoiseSchedule.linear(
+            config.num_steps, config.beta_start, config.beta_end, device
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.config.num_steps
+
+    def draw_timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Training steps, int64 [batch], on the generator's device.
+
+        With bias b, t = floor(T u^(1/(1+b))) for uniform u.
+        """
+        u = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
+        biased = u ** (1.0 / (1.0 + self.config.timestep_bias))
+        return (biased * self.num_steps).long().clamp_max(self.num_steps - 1)
+
+    def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t, Eq. (7)."""
+        signal, noise = self._factors(t)
+        return signal * x_0 + noise * eps
+
+    def target(self, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
+        """What the network should return for x_t."""
+        if self.config.target == "eps":
+            return eps
+        if self.config.target == "x0":
+            x_0 = x_0 - self._base(x_p) if self.config.residual else x_0
+            return x_0 / self.config.output_scale
+        signal, noise = self._factors(t)
+        return signal * eps - noise * x_0
+
+    def loss(self, output: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
+        """Mean squared error of the target, Eq. (9), in float32; a scalar."""
+        return F.mse_loss(output.float(), self.target(x_0, t, eps, x_p).float())
+
+    def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor, x_p: Tensor) -> Tensor:
+        """Estimate of x_0 from a network output, clipped to `DiffusionConfig.clip`."""
+        output = output.to(x_t.dtype)
+        signal, noise = self._factors(t)
+        if self.config.target == "eps":
+            x_0 = (x_t - noise * output) / signal
+        elif self.config.target == "v":
+            x_0 = signal * x_t - noise * output
+        else:
+            x_0 = output * self.config.output_scale
+            x_0 = x_0 + self._base(x_p) if self.config.residual else x_0
+        return x_0 if self.config.clip is None else x_0.clamp(*self.config.clip)
+
+    def predict_eps(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Noise that leads from (an estimate of) x_0 to x_t."""
+        signal, noise = self._factors(t)
+        return (x_t - signal * x_0) / noise
+
+    def eq8_mean(self, eps: Tensor, x_t: Tensor, t: int) -> Tensor:
+        """Mean of x_{t-1} as Eq. (8) prints it, from predicted noise."""
+        beta = 1.0 - self.schedule.alpha_bar_at(t) / self.schedule.alpha_bar_at(t - 1)
+        sigma = math.sqrt(1.0 - self.schedule.alpha_bar_at(t))
+        return (x_t - beta / sigma * eps) / math.sqrt(1.0 - beta)
+
+    def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: int, s: int) -> Tensor:
+        """Mean of q(x_s | x_t, x_0), s < t; equals Eq. (8) for s = t - 1 without clipping."""
+        from_x_0, from_x_t, _ = self._posterior(t, s)
+        return from_x_0 * x_0 + from_x_t * x_t
+
+    def sigma(self, t: int, s: int) -> float:
+        """Standard deviation sigma_t of the step from t to s; 0 where the chain ends."""
+        return self._posterior(t, s)[2] if s >= 0 else 0.0
+
+    def _base(self, x_p: Tensor) -> Tensor:
+        """What a residual is added to: x_p, filtered by ``smoothing_px``."""
+        if self.config.smoothing_px == 0.0:
+            return x_p
+        radius = math.ceil(3.0 * self.config.smoothing_px)
+        offsets = torch.arange(-radius, radius + 1, device=x_p.device, dtype=x_p.dtype)
+        kernel = torch.exp(-0.5 * (offsets / self.config.smoothing_px) ** 2)
+        kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+        padded = F.pad(x_p, (radius,) * 4, mode="replicate")
+        return F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
+
+    def _posterior(self, t: int, s: int) -> tuple[float, float, float]:
+        """Factors of x_0 and x_t in the mean of x_s, and its standard deviation."""
+        bar_t, bar_s = self.schedule.alpha_bar_at(t), self.schedule.alpha_bar_at(s)
+        alpha = bar_t / bar_s  # of all steps between s and t
+        from_x_0 = math.sqrt(bar_s) * (1.0 - alpha) / (1.0 - bar_t)
+        from_x_t = math.sqrt(alpha) * (1.0 - bar_s) / (1.0 - bar_t)
+        variance = 1.0 - alpha
+        if self.config.variance == "posterior":
+            variance *= (1.0 - bar_s) / (1.0 - bar_t)
+        return from_x_0, from_x_t, math.sqrt(variance)
+
+    def _factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of x_0 and eps in x_t, [B, 1, 1, 1]."""
+        shape = (-1, 1, 1, 1)
+        return (
+            self.schedule.sqrt_alpha_bar[t].view(shape),
+            self.schedule.sqrt_one_minus_alpha_bar[t].view(shape),
+        )

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, what can be claimed from them, baselines and pictures."""

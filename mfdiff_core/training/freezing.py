@@ -1,0 +1,123 @@
+"""Freeze plans: which groups of parameters a fine-tuning run leaves untouched.
+
+Frozen means no gradient, no optimiser state and not one bit changed. A plan that leaves
+everything trainable although it promises to freeze, or that freezes everything, is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from mfdiff_core.errors import ConfigError
+
+FUSION = ("encoders", "global", "detail", "aggregation", "decoder")
+PLANS: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "encoders": ("encoders",),
+    "fusion": FUSION,
+    "fusion+down": (*FUSION, "unet_in", "down"),
+    "all-but-up": (*FUSION, "unet_in", "down", "middle", "time"),
+}
+"""Plan name to the groups it freezes."""
+NORM_ONLY = "norm-only"
+_LORA = re.compile(r"lora-(\d+)")
+
+
+def check_plan(plan: str) -> None:
+    """Refuse an unknown plan name.
+
+    Raises:
+        ValueError: ``plan`` is not one of `PLANS`, ``norm-only`` or ``lora-<rank>``.
+    """
+    if plan not in PLANS and plan != NORM_ONLY and lora_rank(plan) is None:
+        valid = ", ".join([*PLANS, NORM_ONLY, "lora-<rank>"])
+        raise ValueError(f"unknown freeze plan {plan!r}; valid plans are {valid}")
+
+
+def lora_rank(plan: str) -> int | None:
+    """Rank of a ``lora-<rank>`` plan, None for others."""
+    match = _LORA.fullmatch(plan)
+    return int(match[1]) if match and int(match[1]) > 0 else None
+
+
+def apply_plan(
+    network: nn.Module, plan: str, groups: Mapping[str, Sequence[str]], norms: Sequence[str]
+) -> None:
+    """Set ``requires_grad`` of the network's parameters as ``plan`` says.
+
+    Args:
+        network: the network to fine-tune; for LoRA it receives adapters.
+        plan: plan name, see `check_plan`.
+        groups: group name to parameter names, a partition of the network.
+        norms: names of the normalisation layers' parameters.
+
+    Raises:
+        ConfigError: the plan matches no parameter or leaves none to train.
+    """
+    check_plan(plan)
+    rank = lora_rank(plan)
+    if rank is not None:
+        add_lora(network, rank)
+        trained = {name for name, _ in network.named_parameters() if _is_adapter(name)}
+    elif plan == NORM_ONLY:
+        trained = set(norms)
+    else:
+        frozen = {name for group in PLANS[plan] for name in groups.get(group, ())}
+        if PLANS[plan] and not frozen:
+            raise ConfigError(f"freeze plan {plan!r} matches no parameter of this network")
+        trained = {name for name, _ in network.named_parameters()} - frozen
+    if not trained:
+        raise ConfigError(f"freeze plan {plan!r} leaves nothing to train in this network")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+
+def unfreeze(network: nn.Module) -> None:
+    """Train everything from now on."""
+    network.requires_grad_(True)
+
+
+class LowRank(nn.Module):
+    """W + B A added to the weight of a convolution or linear layer (Hu et al., 2021, LoRA).
+
+    A is [rank, in], B is [out, rank] on the flattened weight; B starts at zero, so the layer
+    starts as it was.
+    """
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        super().__init__()
+        rows, columns = weight.shape[0], weight[0].numel()
+        rank = min(rank, rows, columns)
+        self.lora_a = nn.Parameter(weight.new_empty(rank, columns))
+        self.lora_b = nn.Parameter(weight.new_zeros(rows, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The adapted weight."""
+        return weight + (self.lora_b @ self.lora_a).view_as(weight)
+
+
+def add_lora(network: nn.Module, rank: int) -> None:
+    """Give every linear and convolution weight of ``network`` a low-rank adapter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # A is random, but the same in every run and on every worker
+        for module in list(network.modules()):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                adapter = LowRank(module.weight.detach(), rank)
+                parametrize.register_parametrization(module, "weight", adapter)
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Write adapters into the weights they adapt, so that the network has its own shape again."""
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def _is_adapter(name: str) -> bool:
+    return name.endswith((".lora_a", ".lora_b"))

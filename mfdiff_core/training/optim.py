@@ -1,0 +1,112 @@
+"""Optimiser, learning-rate schedule and exponential moving average.
+
+The learning rate is a function of the step, so it has no state to lose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["constant", "cosine", "linear"]
+FINAL_LR_SHARE = 0.01
+"""Share of the peak learning rate that falling schedules end at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (Sec. 4.1.3: AdamW at 1e-4; the rest is unstated there).
+
+    Attributes:
+        lr: peak learning rate.
+        warmup: steps of linear warm-up.
+        schedule: shape after the warm-up.
+        weight_decay: decoupled weight decay.
+        max_grad_norm: global norm at which gradients are clipped.
+        ema: decay of the averaged weights, approached as (1 + n) / (10 + n); 0 turns it off.
+        layer_decay: factor on the learning rate per stage away from the output, 1 = none.
+        l2sp: strength of the pull towards the starting weights (L2-SP).
+    """
+
+    lr: float = 1e-4
+    warmup: int = 0
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema: float = 0.9999
+    layer_decay: float = 1.0
+    l2sp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < 1:
+            raise ValueError(f"lr must lie between 0 and 1, got {self.lr=}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup=}")
+        if self.weight_decay < 0 or self.l2sp < 0:
+            raise ValueError(f"penalties must not be negative: {self.weight_decay=} {self.l2sp=}")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm=}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema=}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay=}")
+
+
+def lr_factor(config: OptimConfig, step: int, iterations: int) -> float:
+    """Learning rate at ``step`` as a share of its peak."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, iterations - config.warmup)
+    if config.schedule == "constant":
+        return 1.0
+    fall = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
+    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * fall
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, depths: Mapping[str, int] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; frozen ones get no optimiser state.
+
+    Args:
+        model: parameters with ``requires_grad`` are trained.
+        config: learning rate and decays.
+        depths: stages between a parameter and the output, by name, for ``layer_decay``.
+    """
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((depths or {}).get(name, 0), []).append(parameter)
+    scaled = [
+        {"params": parameters, "lr": config.lr, "lr_scale": config.layer_decay**depth}
+        for depth, parameters in sorted(groups.items())
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
+    return torch.optim.AdamW(scaled, weight_decay=config.weight_decay, fused=fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, each times its layer-wise factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+class WeightAverage:
+    """Exponential moving average of a model's trainable parameters."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        self.decay = decay
+        self.averages = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        """Move towards ``parameters`` after ``step`` updates."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averages = list(self.averages.values())
+        current = [parameters[name].detach() for name in self.averages]
+        torch._foreach_lerp_(averages, current, weight)

@@ -1,0 +1,158 @@
+"""Training state: all that makes a resumed run equal an uninterrupted one, bit for bit.
+
+Random numbers are keyed by the step and the learning rate is a function of it, so the state is
+weights, optimiser moments, averaged weights, the step and the best metric. On disk it is a
+folder with one safetensors file and one JSON file: nothing that could execute code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mfdiff_core.errors import DataError
+from mfdiff_core.files import atomic_path, read_json, sha256_file, write_json
+from mfdiff_core.model import RestorationModel
+from mfdiff_core.training.optim import WeightAverage
+
+TENSORS, FACTS = "state.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """A model in training.
+
+    Attributes:
+        model: the weights being trained.
+        optimizer: AdamW over the trainable ones.
+        average: averaged weights, None if switched off.
+        step: finished steps.
+        best: best validation value so far.
+        best_weights: what the model was when ``best`` was reached.
+    """
+
+    model: RestorationModel
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    step: int = 0
+    best: float = float("-inf")
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Weights to restore with: the averaged ones where there are any."""
+        weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if self.average is not None:
+            weights |= {name: value.clone() for name, value in self.average.averages.items()}
+        return weights
+
+    def note_validation(self, value: float) -> bool:
+        """Remember the weights if ``value`` is the best so far; says whether it is."""
+        if value <= self.best:
+            return False
+        self.best, self.best_weights = value, self.weights()
+        return True
+
+    @contextmanager
+    def averaged(self) -> Iterator[RestorationModel]:
+        """The model in evaluation mode, holding the weights to restore with."""
+        kept = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.weights())
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(kept)
+            self.model.train()
+
+    def unfreeze(self) -> None:
+        """Train everything from now on; what was frozen starts with fresh moments."""
+        frozen = [(n, p) for n, p in self.model.named_parameters() if not p.requires_grad]
+        if not frozen:
+            return
+        for _, parameter in frozen:
+            parameter.requires_grad_(True)
+        group = {"params": [p for _, p in frozen], "lr": self.optimizer.defaults["lr"]}
+        self.optimizer.add_param_group(group | {"lr_scale": 1.0})
+        if self.average is not None:
+            self.average.averages |= {n: p.detach().clone() for n, p in frozen}
+
+    def save(self, folder: Path) -> None:
+        """Write the state to ``folder`` atomically."""
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file(self._tensors(), str(temporary / TENSORS))
+            facts = {
+                "step": self.step,
+                "best": self.best if self.best_weights else None,
+                "frozen": sum(not p.requires_grad for p in self.model.parameters()),
+                "sha256": sha256_file(temporary / TENSORS),
+            }
+            write_json(temporary / FACTS, facts)
+
+    def load(self, folder: Path) -> None:
+        """Take over the state of ``folder``; the model and optimiser must be built alike.
+
+        Raises:
+            DataError: incomplete or damaged state, or one of another model or freeze plan.
+        """
+        facts = read_json(folder / FACTS)
+        if sha256_file(folder / TENSORS) != facts["sha256"]:
+            raise DataError(f"{folder}: the training state is damaged (hash does not match)")
+        try:
+            tensors = load_file(str(folder / TENSORS))
+        except SafetensorError as fault:
+            raise DataError(f"{folder}: the training state is unreadable ({fault})") from None
+        if not facts["frozen"]:
+            self.unfreeze()
+        kept = ("model.", "average.")
+        expected = {name for name in self._tensors() if name.startswith(kept)}
+        odd = sorted(expected ^ {name for name in tensors if name.startswith(kept)})
+        if odd:
+            raise DataError(f"{folder}: the state is of another model or freeze plan ({odd[0]})")
+        self._take(tensors)
+        self.step = int(facts["step"])
+        self.best = float("-inf") if facts["best"] is None else float(facts["best"])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model.{n}": v for n, v in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{n}": v for n, v in self.average.averages.items()}
+        for name, parameter in _trained(self.model):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"best.{n}": v for n, v in self.best_weights.items()}
+        return {n: v.detach().contiguous().cpu().clone() for n, v in tensors.items()}
+
+    def _take(self, tensors: dict[str, torch.Tensor]) -> None:
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        self.best_weights = under("best.")
+        with torch.no_grad():
+            if self.average is not None:
+                for name, value in under("average.").items():
+                    self.average.averages[name].copy_(value)
+        self._take_moments(under("optimizer."))
+
+    def _take_moments(self, moments: dict[str, torch.Tensor]) -> None:
+        names = dict(_trained(self.model))
+        state: dict[nn.Parameter, dict[str, Any]] = {}
+        for key, value in moments.items():
+            kind, name = key.split(".", 1)
+            on = value if kind == "step" else value.to(names[name].device)
+            state.setdefault(names[name], {})[kind] = on
+        for parameter, values in state.items():
+            self.optimizer.state[parameter] = values
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

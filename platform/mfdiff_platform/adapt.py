@@ -1,0 +1,241 @@
+"""The internal stage as a search: Ray Tune and Optuna look for a site's best recipe.
+
+The reference recipes run first, so a study always says what the search has won over the paper.
+The test subjects are opened once, at the end, for the references and the best trial.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mfdiff_core.bundle import load_bundle
+from mfdiff_core.config import flatten
+from mfdiff_core.data.dataset import Dataset, open_dataset
+from mfdiff_core.errors import DataError
+from mfdiff_platform.cluster import Cluster, Resources, connect
+from mfdiff_platform.outcome import Outcome, conclude, gain_over_paper
+from mfdiff_platform.progress import task
+from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.report import markdown_table, model_card, table_row, write_report
+from mfdiff_platform.run import Run
+from mfdiff_platform.study import Study, StudyRequest, claim_study
+from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
+from mfdiff_platform.workspace import Workspace
+
+EXPERIMENT = "mfdiff-studies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchScale:
+    """How much of the cluster a search uses; changes nothing but the time.
+
+    Attributes:
+        trials: trials in all, the references included.
+        gpus_per_trial: GPU share of a trial; 0 trains on the CPU.
+        concurrent: trials at a time; None = as many as fit.
+    """
+
+    trials: int
+    gpus_per_trial: float = 0.0
+    concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, got {self.trials=}")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What a study ends with.
+
+    Attributes:
+        study: the study's folder and request.
+        outcome: its table on the test subjects.
+        model: the registered site model, ``mfdiff-<domain>/<version>``.
+        report: the study's page.
+    """
+
+    study: Study
+    outcome: Outcome
+    model: str
+    report: Path
+
+
+def adapt(
+    workspace: Workspace, store: TrackingStore, request: StudyRequest, scale: SearchScale
+) -> Adapted:
+    """Search, test the finalists, register the best trial as the domain's candidate, report.
+
+    The same request resumes; what is finished is not done again.
+
+    Raises:
+        ConfigError: a study of this name has other settings.
+        DataError: data or pretrained weights are damaged, or every trial failed.
+        ResourceError: a trial does not fit on the cluster.
+    """
+    study = claim_study(workspace.study(request.name), request)
+    run = search(study, store, scale)
+    outcome = conclude(study)
+    report = write_report(study, outcome)
+    version = _register(study, outcome, store)
+    _log_outcome(run, outcome, report)
+    run.finish("finished")
+    return Adapted(study, outcome, version, report)
+
+
+def search(study: Study, store: TrackingStore, scale: SearchScale) -> Run:
+    """Run what is missing of a study's trials; returns its MLflow run, still open.
+
+    Raises:
+        ResourceError: a trial does not fit on the cluster.
+        DataError: the dataset is damaged, or every trial failed.
+    """
+    dataset = open_dataset(Path(study.request.data))
+    parent = open_study_run(study, store, dataset)
+    missing = scale.trials - len(study.ledger.ended())
+    if missing > 0:
+        with connect() as cluster:
+            _run_tuner(cluster, study, store, parent, scale, dataset)
+    if not study.ledger.finished():
+        reasons = {record.reason for record in study.ledger.in_state("failed")}
+        raise DataError(f"study {study.request.name!r}: every trial failed: {'; '.join(reasons)}")
+    return parent
+
+
+def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
+    """The study's parent run in MLflow."""
+    request = study.request
+    tags = {"kind": "study", "domain": request.domain, "setting": request.setting or "all"}
+    run = store.find_or_create(EXPERIMENT, request.name, f"{request.domain}: {request.name}", tags)
+    run.log_config({k: v for k, v in flatten(request).items() if k != "space"})
+    run.log_text(request.space, "search_space.yaml")
+    run.log_dataset(request.domain, dataset.manifest.fingerprint, "training")
+    return run
+
+
+def trial_data(study: Study, dataset: Dataset) -> TrialData:
+    """The slices that trials share; test subjects are not among them."""
+    request = study.request
+    phantom = open_dataset(Path(request.phantom)).part("train") if request.phantom else None
+    setting = request.setting or None
+    return TrialData(
+        train=PackedSlices.pack(dataset.part("train", setting)),
+        validation=PackedSlices.pack(dataset.part("validation", setting)),
+        phantom=PackedSlices.pack(phantom) if phantom is not None else None,
+    )
+
+
+def _run_tuner(
+    cluster: Cluster,
+    study: Study,
+    store: TrackingStore,
+    parent: Run,
+    scale: SearchScale,
+    dataset: Dataset,
+) -> None:
+    """Everything Ray Tune is told."""
+    from ray import tune
+
+    from mfdiff_platform.scheduler import build_scheduler
+    from mfdiff_platform.searcher import RecipeSearcher
+    from mfdiff_platform.study_callback import StudyCallback
+
+    request, space = study.request, study.request.search_space()
+    need = Resources(cpus=1, gpus=scale.gpus_per_trial)
+    cluster.require(need, "a trial", "give --gpus-per-trial 0 to train on CPUs")
+    setting = TrialSetting(
+        study=request.name,
+        domain=request.domain,
+        folder=study.folder,
+        pretrained=Path(request.pretrained),
+        data=request.data_fingerprint,
+        seed=request.seed,
+        validations=request.validations,
+        precision=request.precision,
+    )
+    trainable = tune.with_resources(
+        tune.with_parameters(tune_trial, setting=setting, data=trial_data(study, dataset)),
+        {"cpu": need.cpus, "gpu": need.gpus},
+    )
+    searcher = RecipeSearcher(
+        space,
+        pending=study.pending(),
+        history=study.history(),
+        first=study.next_number(),
+        last=scale.trials,
+        seed=request.seed,
+        sampler=request.sampler,
+        metric="psnr",
+        mode="max",
+    )
+    # Failures are told by the callback, in one line each.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    with task(f"Adapting to {request.domain}: {scale.trials} trials", scale.trials) as shown:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                metric="psnr",
+                mode="max",
+                search_alg=searcher,
+                scheduler=build_scheduler(request.scheduler, space.iterations),
+                num_samples=-1,
+                max_concurrent_trials=scale.concurrent or _fitting(cluster, need),
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(study.folder),
+                callbacks=[StudyCallback(study, store, parent, shown)],
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        tuner.fit()
+
+
+def _fitting(cluster: Cluster, need: Resources) -> int:
+    have = cluster.total
+    by_gpu = int(have.gpus / need.gpus) if need.gpus else int(have.cpus)
+    return max(1, min(by_gpu, int(have.cpus / need.cpus)))
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config['number']:04d}"
+
+
+def _register(study: Study, outcome: Outcome, store: TrackingStore) -> str:
+    """Register the best trial's bundle as ``candidate``, once."""
+    request = study.request
+    record = study.ledger[outcome.best]
+    bundle = load_bundle(study.bundle_of(record))
+    trial_run = store.find(EXPERIMENT, f"{request.name}/{record.number:04d}")
+    assert trial_run is not None, "a finished trial has a run"
+    tags = {
+        "study": request.name,
+        "trial": str(record.number),
+        "parent_bundle": bundle.provenance.parent,
+        "data_fingerprint": bundle.provenance.data,
+        "weights_sha256": bundle.provenance.sha256,
+    }
+    version = SiteModels(store).register_candidate(
+        request.domain, bundle.folder, trial_run.info.run_id, tags, model_card(study, outcome)
+    )
+    return f"{version.name}/{version.version}"
+
+
+def _log_outcome(run: Run, outcome: Outcome, report: Path) -> None:
+    """The study's table, report and headline figures, on the page a physicist opens first."""
+    run.log_table([table_row(row) for row in outcome.rows], "tables/test.json")
+    run.log_file(report, "report")
+    best = outcome.rows[-1]
+    run.log_metrics({"test/psnr": best.psnr, "test/ssim": best.ssim, "test/nmse": best.nmse}, 0)
+    run.note(markdown_table(outcome))
+    gain = gain_over_paper(outcome)
+    if gain is not None:
+        run.set_tags({"gain_over_paper_db": f"{gain:+.2f}"})

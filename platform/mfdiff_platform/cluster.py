@@ -1,0 +1,137 @@
+"""Connecting to Ray and asking, before anything starts, whether a request can be met."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mfdiff_core
+import mfdiff_platform
+from mfdiff_platform.errors import ResourceError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Train's controller drains reports once per interval: its default of 2 s is a step's cost.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A stopped trial may still be writing its bundle when the next one wants its actor.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "10",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Fractional GPUs are assigned by us; without this Ray warns about its own future default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Logical CPUs and GPUs."""
+
+    cpus: float = 0
+    gpus: float = 0
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
+        return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}{gpus}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected Ray cluster."""
+
+    dashboard: str
+
+    @property
+    def total(self) -> Resources:
+        """What the whole cluster has."""
+        import ray
+
+        have = ray.cluster_resources()
+        return Resources(cpus=have.get("CPU", 0), gpus=have.get("GPU", 0))
+
+    def require(self, need: Resources, purpose: str, instead: str) -> None:
+        """Fail at once where Ray would wait for ever.
+
+        Raises:
+            ResourceError: the cluster is too small; says what it has and what to type instead.
+        """
+        have = self.total
+        if need.cpus > have.cpus or need.gpus > have.gpus:
+            raise ResourceError(f"{purpose} needs {need}, this cluster has {have}; {instead}")
+
+
+def package_roots() -> list[str]:
+    """Folders from which workers import both packages, installed or in a checkout."""
+    roots = (Path(p.__file__ or "").resolve().parents[1] for p in (mfdiff_core, mfdiff_platform))
+    return list(dict.fromkeys(map(str, roots)))
+
+
+@contextmanager
+def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
+    """Join the cluster of ``RAY_ADDRESS``, or start one on this machine for the block.
+
+    A block inside another shares its cluster.
+
+    Args:
+        cpus, gpus: logical resources of a cluster started here; None counts the machine's.
+
+    Raises:
+        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield Cluster(_dashboard_url())
+        return
+    _start(cpus, gpus)
+    try:
+        yield Cluster(_dashboard_url())
+    finally:
+        ray.shutdown()
+
+
+def _start(cpus: int | None, gpus: int | None) -> None:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError) as fault:
+            raise ResourceError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({fault}); start it, or unset"
+                " RAY_ADDRESS to use this machine"
+            ) from None
+        return
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*package_roots(), *inherited]))
+    # A private umask keeps Ray's authentication token readable by its owner alone.
+    umask = os.umask(0o077)
+    try:
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    finally:
+        os.umask(umask)
+
+
+def _dashboard_url() -> str:
+    import ray
+
+    url = ray.get_runtime_context().gcs_address and ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions that matter, for provenance and `--version`."""
+    from importlib.metadata import version
+
+    names = ("mfdiff-platform", "torch", "ray", "mlflow", "optuna")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}

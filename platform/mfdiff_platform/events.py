@@ -1,0 +1,80 @@
+"""Training events as lines of a file: written by one worker, read by the driver as they come.
+
+So the driver is the only one who talks to MLflow and to the terminal, on any number of nodes that
+share the run's folder; and the history survives whichever of them dies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+POLL_S = 0.25
+
+
+class EventLog:
+    """Appends one JSON line per event."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("a", buffering=1)
+        self._stream.write("\n")  # ends the line that a killed worker may have left half written
+
+    def append(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write one event at once."""
+        self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+
+class EventReader:
+    """Reads the events that were added since the last call, each step of a kind once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+        self._last: dict[str, int] = {}
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Events not seen yet; a resumed run repeats steps, which are passed over."""
+        if not self._path.is_file():
+            return
+        with self._path.open() as stream:
+            stream.seek(self._offset)
+            while (line := stream.readline()).endswith("\n"):
+                self._offset = stream.tell()
+                event = _parse(line)
+                if event and event["step"] > self._last.get(event["kind"], -1):
+                    self._last[event["kind"]] = event["step"]
+                    yield event
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The event of a line, None for an empty or half-written one."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return event
+
+
+@contextmanager
+def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call ``handle`` with each event of ``path`` while the block runs, from a thread."""
+    reader, stop = EventReader(path), Event()
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            for event in reader.new():
+                handle(event)
+
+    thread = Thread(target=watch, name="events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for event in reader.new():
+            handle(event)

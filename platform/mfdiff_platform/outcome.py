@@ -1,0 +1,173 @@
+"""How the finalists of a study fare on its test subjects, which nothing else has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfdiff_core.bundle import load_bundle
+from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
+from mfdiff_core.evaluation.baselines import best_gaussian
+from mfdiff_core.evaluation.metrics import METRICS, Metrics, definition, evaluate_slices
+from mfdiff_core.evaluation.statistics import Estimate, estimate_metrics
+from mfdiff_core.evaluation.validation import evaluate_model, summarise
+from mfdiff_core.files import read_json, write_json
+from mfdiff_platform.cluster import connect
+from mfdiff_platform.progress import task
+from mfdiff_platform.study import PAPER_RECIPE, RESULTS, Study
+from mfdiff_platform.trial import CPU, PackedSlices
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a study's table: quantitative metrics on the test subjects.
+
+    Attributes:
+        name: method or recipe.
+        psnr, ssim, nmse: means over subjects of their means over slices.
+        intervals: 95 % interval of each metric.
+        per_subject: each subject's means.
+        per_setting: slice means as ``<setting>/psnr``.
+        subjects, slices: how many stand behind the row.
+    """
+
+    name: str
+    psnr: float
+    ssim: float
+    nmse: float
+    intervals: dict[str, tuple[float, float]]
+    per_subject: dict[str, dict[str, float]]
+    per_setting: dict[str, float]
+    subjects: int
+    slices: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rows of a study: inputs, references, best trial; and how the numbers are defined.
+
+    Attributes:
+        rows: in the order shown; the last is the best trial.
+        best: number of the best trial.
+        definition: exactly what is measured.
+        test_evaluations: how often the test subjects have been looked at.
+    """
+
+    rows: tuple[Row, ...]
+    best: int
+    definition: str
+    test_evaluations: int
+
+
+def conclude(study: Study) -> Outcome:
+    """Evaluate references and best trial on the test subjects, once, and keep the result.
+
+    Raises:
+        DataError: the dataset is damaged or no trial has finished.
+    """
+    best = study.best()
+    finalists = {
+        record.config["reference"]: study.bundle_of(record)
+        for record in study.ledger.finished()
+        if record.config["reference"]
+    }
+    finalists["best trial"] = study.bundle_of(best)
+    hashes = {name: load_bundle(folder).provenance.sha256 for name, folder in finalists.items()}
+    path = study.folder / RESULTS
+    earlier = read_json(path) if path.is_file() else {"bundles": None, "test_evaluations": 0}
+    if earlier["bundles"] == hashes:
+        return _outcome(earlier)
+    dataset = open_dataset(Path(study.request.data))
+    rows = _input_rows(dataset, study) + _bundle_rows(dataset, study, finalists)
+    values = {
+        "rows": [asdict(row) for row in rows],
+        "best": best.number,
+        "definition": definition(),
+        "test_evaluations": earlier["test_evaluations"] + 1,
+        "bundles": hashes,
+    }
+    write_json(path, values)
+    return _outcome(read_json(path))
+
+
+def _outcome(values: Mapping[str, Any]) -> Outcome:
+    rows = tuple(Row(**row) for row in values["rows"])
+    return Outcome(rows, values["best"], values["definition"], values["test_evaluations"])
+
+
+def _input_rows(dataset: Dataset, study: Study) -> list[Row]:
+    """What a clinic has today: the LPET, and the LPET after its best Gaussian filter."""
+    setting = study.request.setting or None
+    held_out, test = dataset.part("validation", setting), dataset.part("test", setting)
+    voxel_mm = test.infos[0].voxel_mm
+    chosen = best_gaussian(_array(held_out.x_p), _array(held_out.x_s), voxel_mm)
+    filtered = chosen.apply(_array(test.x_p), voxel_mm)
+    return [
+        _row("LPET", evaluate_slices(_array(test.x_p), _array(test.x_s)), test, study),
+        _row(
+            f"LPET, Gaussian {chosen.fwhm_mm:g} mm",
+            evaluate_slices(filtered, _array(test.x_s)),
+            test,
+            study,
+        ),
+    ]
+
+
+def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) -> list[Row]:
+    """One Ray task per bundle; equal bundles are evaluated once."""
+    import ray
+
+    test = dataset.part("test", study.request.setting or None)
+    folders = {name: load_bundle(folder) for name, folder in finalists.items()}
+    distinct = {bundle.provenance.sha256: bundle.folder for bundle in folders.values()}
+    with connect(), task("Testing the finalists on held-out subjects", len(distinct)) as shown:
+        data = ray.put(PackedSlices.pack(test))
+        remote = ray.remote(num_cpus=1)(_evaluate_bundle)
+        tasks = {sha: remote.remote(folder, data) for sha, folder in distinct.items()}
+        found: dict[str, Metrics] = {}
+        for sha, waiting in tasks.items():
+            found[sha] = ray.get(waiting)
+            shown.update(len(found))
+    names = {"external": "external only", "internal": "internal only"}
+    return [
+        _row(names.get(name, name), found[bundle.provenance.sha256], test, study)
+        for name, bundle in folders.items()
+    ]
+
+
+def _evaluate_bundle(folder: Path, data: PackedSlices) -> Metrics:
+    return evaluate_model(load_bundle(folder).model(), data.unpack(CPU))
+
+
+def _row(name: str, metrics: Metrics, slices: SliceSet, study: Study) -> Row:
+    subjects = [info.subject for info in slices.infos]
+    estimates: dict[str, Estimate] = estimate_metrics(metrics, subjects, seed=study.request.seed)
+    summary = summarise(metrics, slices)
+    people = estimates["psnr"].per_subject
+    return Row(
+        name=name,
+        psnr=estimates["psnr"].mean,
+        ssim=estimates["ssim"].mean,
+        nmse=estimates["nmse"].mean,
+        intervals={metric: (e.low, e.high) for metric, e in estimates.items()},
+        per_subject={s: {m: estimates[m].per_subject[s] for m in METRICS} for s in people},
+        per_setting={key: value for key, value in summary.items() if "/" in key},
+        subjects=len(people),
+        slices=len(slices),
+    )
+
+
+def _array(images: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = images[:, 0].numpy()
+    return array
+
+
+def gain_over_paper(outcome: Outcome) -> float | None:
+    """PSNR of the best trial minus that of the paper's recipe, in dB."""
+    by_name = {row.name: row for row in outcome.rows}
+    paper = by_name.get(PAPER_RECIPE)
+    return by_name["best trial"].psnr - paper.psnr if paper else None

@@ -1,0 +1,274 @@
+"""The external stage: pretrain on simulated phantoms with Ray Train (Sec. 3.3 i).
+
+The driver checks resources and data, starts the workers, and follows their event log to the
+terminal and to MLflow. The same request again resumes; a finished one is returned as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
+from mfdiff_core.config import flatten, from_dict, to_dict
+from mfdiff_core.data.batches import Augmentation, BatchStream
+from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
+from mfdiff_core.errors import ConfigError, TrainingError
+from mfdiff_core.evaluation.validation import evaluate_model
+from mfdiff_core.files import read_json, write_json
+from mfdiff_core.model import ModelConfig, RestorationModel, build_model, preset
+from mfdiff_core.training.loop import Progress, Share, Snapshot, TrainConfig, Validated, train
+from mfdiff_core.training.strategies import start_training
+from mfdiff_platform.cluster import Cluster, Resources, connect
+from mfdiff_platform.events import EventLog, follow
+from mfdiff_platform.progress import Task, say, task
+from mfdiff_platform.tracking import Run, TrackingStore
+from mfdiff_platform.workspace import Workspace
+
+EXPERIMENT = "mfdiff-pretraining"
+EVENTS, REQUEST, BUNDLE = "events.jsonl", "request.json", "bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRequest:
+    """What a pretraining run computes; the number of workers is not part of it.
+
+    Attributes:
+        name: name of the run; the same name resumes.
+        data: absolute dataset folder.
+        model: network, diffusion and sampler.
+        train: length, optimiser, seed, intervals.
+        batch_size: slices per step over all workers.
+        augment: augmentation of the training slices.
+    """
+
+    name: str
+    data: str
+    model: ModelConfig = field(default_factory=lambda: preset("base"))
+    train: TrainConfig = TrainConfig(validate_every=1000, snapshot_every=1000)
+    batch_size: int = 4
+    augment: Augmentation = "flip"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size=}")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers share a run, and whether each has a GPU."""
+
+    count: int
+    on_gpu: bool
+
+    @property
+    def resources(self) -> Resources:
+        """What they occupy."""
+        return Resources(cpus=self.count, gpus=self.count if self.on_gpu else 0)
+
+
+def pretrain(
+    workspace: Workspace, store: TrackingStore, request: PretrainRequest, workers: Workers
+) -> Bundle:
+    """Pretrain, or resume, or return what is finished.
+
+    Raises:
+        ConfigError: a run of this name has other settings, or the batch cannot be shared.
+        DataError: the dataset is damaged, leaking or of another image size than the model.
+        ResourceError: the cluster is too small.
+        TrainingError: a worker failed; the message is its own.
+    """
+    folder = workspace.pretraining(request.name)
+    _claim(folder, request)
+    if (folder / BUNDLE).is_dir():
+        say(f"Pretraining [bold]{request.name}[/] is finished: {folder / BUNDLE}")
+        return load_bundle(folder / BUNDLE)
+    if request.batch_size % workers.count:
+        raise ConfigError(
+            f"--batch-size {request.batch_size} cannot be shared by {workers.count} workers;"
+            " choose a multiple"
+        )
+    dataset = open_dataset(Path(request.data))
+    check_image_size(dataset, request.model)
+    run = _open_run(store, request, dataset)
+    with connect() as cluster:
+        _require(cluster, workers)
+        total = request.train.iterations
+        with task(f"Pretraining {request.name} on {workers.resources}", total) as shown:
+            with follow(folder / EVENTS, _Follower(shown, run)):
+                _fit(folder, request, workers)
+    bundle = load_bundle(folder / BUNDLE)
+    run.log_dir(bundle.folder, "checkpoints/best")
+    run.log_metrics({f"best/{k}": v for k, v in bundle.provenance.metrics.items()}, total)
+    run.finish("finished")
+    return bundle
+
+
+def _claim(folder: Path, request: PretrainRequest) -> None:
+    """Write the request to a new run's folder, or check that it is the one that was begun."""
+    values = to_dict(request)
+    if not (folder / REQUEST).is_file():
+        write_json(folder / REQUEST, values)
+    elif from_dict(PretrainRequest, read_json(folder / REQUEST)) != request:
+        raise ConfigError(
+            f"pretraining run {request.name!r} was begun with other settings (see"
+            f" {folder / REQUEST}); give another --name, or the same settings to resume it"
+        )
+
+
+def check_image_size(dataset: Dataset, model: ModelConfig) -> None:
+    """Refuse slices that the network was not built for.
+
+    Raises:
+        ConfigError: sizes differ; names both.
+    """
+    have, want = dataset.manifest.image_size, model.network.image_size
+    if have != want:
+        raise ConfigError(
+            f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
+            f" simulate again, choose another preset, or --set network.image_size={have}"
+        )
+
+
+def _open_run(store: TrackingStore, request: PretrainRequest, dataset: Dataset) -> Run:
+    tags = {"domain": dataset.manifest.domain, "kind": "pretraining"}
+    run = store.find_or_create(EXPERIMENT, f"pretrain/{request.name}", request.name, tags)
+    run.log_config(flatten(request))
+    run.log_dataset(dataset.manifest.domain, dataset.manifest.fingerprint, "training")
+    return run
+
+
+def _require(cluster: Cluster, workers: Workers) -> None:
+    have = cluster.total
+    fitting = have.gpus if workers.on_gpu and have.gpus else have.cpus
+    flag = "--gpus" if workers.on_gpu and have.gpus else "--cpus"
+    cluster.require(
+        workers.resources, f"pretraining with {workers.count} workers", f"try {flag} {fitting:g}"
+    )
+
+
+class _Follower:
+    """Shows the workers' events on the terminal and logs them to MLflow."""
+
+    def __init__(self, shown: Task, run: Run) -> None:
+        self._shown, self._run = shown, run
+        self._validated = ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        step, kind = event.pop("step"), event.pop("kind")
+        if kind == "progress":
+            note = f"loss {event['loss']:.4f}, {event['steps_per_s']:.2f} it/s{self._validated}"
+        else:
+            note = self._validated = f", validation {event['psnr']:.2f} dB"
+        self._shown.update(step, note.lstrip(", "))
+        group = "train" if kind == "progress" else "validation"
+        self._run.log_metrics({f"{group}/{name}": value for name, value in event.items()}, step)
+
+
+def _fit(folder: Path, request: PretrainRequest, workers: Workers) -> None:
+    """Run the workers to the end, restarting them from the last checkpoint if one dies."""
+    import ray.train
+    import torch
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        pretrain_worker,
+        train_loop_config={"folder": str(folder), "request": to_dict(request)},
+        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.on_gpu, resources_per_worker=None
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=0),
+            logging_config=ray.train.LoggingConfig("ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as failure:
+        raise TrainingError(_reason(failure)) from failure
+
+
+def _reason(failure: Exception) -> str:
+    """The first worker's own words rather than Ray's."""
+    failures = getattr(failure, "worker_failures", None) or {}
+    for cause in failures.values():
+        inner = getattr(cause, "cause", None) or cause
+        return str(inner).strip().splitlines()[-1]
+    return str(failure).strip().splitlines()[0]
+
+
+def pretrain_worker(config: dict[str, Any]) -> None:
+    """One worker of the group."""
+    from mfdiff_platform.context import RayTrainContext
+
+    request = from_dict(PretrainRequest, config["request"])
+    folder = Path(config["folder"])
+    context = RayTrainContext()
+    dataset = open_dataset(Path(request.data))
+    model = build_model(request.model, request.train.seed).to(context.device)
+    state = start_training(model, request.train.optim)
+    context.resume(state)
+    train_set = dataset.part("train").to(context.device)
+    stream = BatchStream(train_set, request.batch_size, request.train.seed, request.augment)
+    held_out = dataset.part("validation").to(context.device)
+    log = EventLog(folder / EVENTS) if context.share.rank == 0 else None
+    clock = time.monotonic(), state.step
+    events = train(
+        state,
+        stream,
+        request.train,
+        validate=lambda judged: shared_validation(judged, held_out, context.share),
+        parallel=context.wrap(model),
+        share=context.share,
+    )
+    for event in events:
+        if isinstance(event, Snapshot):
+            context.checkpoint(state)
+        elif log is not None and isinstance(event, Progress):
+            now = time.monotonic(), event.step
+            rate = (now[1] - clock[1]) / max(now[0] - clock[0], 1e-9)
+            clock = now
+            values = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm}
+            log.append("progress", event.step, values | {"steps_per_s": rate})
+        elif log is not None and isinstance(event, Validated):
+            log.append("validated", event.step, event.metrics)
+    if context.share.rank == 0:
+        save_bundle(
+            folder / BUNDLE,
+            request.model,
+            state.best_weights,
+            _provenance(request, dataset, state.best),
+        )
+
+
+def shared_validation(model: RestorationModel, slices: SliceSet, share: Share) -> dict[str, float]:
+    """Mean metrics over ``slices``, each worker restoring its part of them."""
+    import torch
+
+    mine = set(range(share.rank, len(slices), share.world_size))
+    rows = iter(range(len(slices)))
+    part = slices.select(lambda _: next(rows) in mine)
+    sums = torch.zeros(3, dtype=torch.float64)
+    if len(part):
+        sums += torch.tensor(list(evaluate_model(model, part).rows()), dtype=torch.float64).sum(0)
+    means = share.mean(sums) * share.world_size / len(slices)
+    return dict(zip(("psnr", "ssim", "nmse"), means.tolist(), strict=True))
+
+
+def _provenance(request: PretrainRequest, dataset: Dataset, best: float) -> Provenance:
+    return Provenance(
+        domain=dataset.manifest.domain,
+        strategy="pretrain",
+        iterations=request.train.iterations,
+        seed=request.train.seed,
+        data=dataset.manifest.fingerprint,
+        voxel_mm=dataset.shards[0].infos[0].voxel_mm,
+        recipe=to_dict(request.train) | {"batch_size": request.batch_size},
+        metrics={"psnr": best},
+    )

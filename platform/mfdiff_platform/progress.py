@@ -1,0 +1,86 @@
+"""What a user sees while long work runs: a live line per task, on stderr only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False)
+PLAIN_INTERVAL_S = 10.0
+
+
+class Task:
+    """One piece of work: `update` says how far it is and in what state."""
+
+    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        self._title, self._total, self._bar = title, total, bar
+        self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
+        self._started = self._printed = time.monotonic()
+        self._note = ""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show ``done`` of the total and a short note such as the current loss."""
+        self._note = note or self._note
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, completed=done, note=self._note)
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._printed = time.monotonic()
+            console.print(f"  {self._title}: {done}/{self._total} {self._note}", soft_wrap=True)
+
+    def progress(self, done: int, total: int) -> None:
+        """Show ``done`` of a total that was not known at the start."""
+        self._total = total
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, total=total)
+        self.update(done)
+
+    def close(self) -> None:
+        """Leave one finished line."""
+        seconds = time.monotonic() - self._started
+        if self._bar is not None and self._id is not None:
+            self._bar.remove_task(self._id)
+        console.print(
+            f"[green]✓[/] {self._title} [dim]{seconds:.0f} s {self._note}[/]", soft_wrap=True
+        )
+
+
+@contextmanager
+def task(title: str, total: int) -> Iterator[Task]:
+    """Show a task while the block runs; without a terminal, a plain line now and then."""
+    if not console.is_terminal:
+        console.print(f"  {title} ...", soft_wrap=True)
+        shown = Task(title, total, None)
+        yield shown
+        shown.close()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        shown = Task(title, total, bar)
+        yield shown
+        shown.close()
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    console.print(text, soft_wrap=True)

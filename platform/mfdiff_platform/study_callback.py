@@ -1,0 +1,125 @@
+"""What happens in the driver when a trial starts, reports or ends: ledger, MLflow, terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from mfdiff_core.config import flatten, from_dict
+from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.progress import Task, say
+from mfdiff_platform.run import Run
+from mfdiff_platform.study import TRIALS, Study, recorded
+from mfdiff_platform.suggestion import FINAL
+from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.trial import BUNDLE, PICTURE
+
+_LOGGED = ("psnr", "ssim", "nmse", "loss")
+
+
+class StudyCallback(Callback):
+    """The one writer of a study: only the driver touches the ledger and MLflow."""
+
+    def __init__(self, study: Study, store: TrackingStore, parent: Run, shown: Task) -> None:
+        self._study, self._store, self._parent, self._shown = study, store, parent, shown
+        self._runs: dict[int, Run] = {}
+        self._started: dict[int, float] = {}
+        self._done = len(study.ledger.ended())
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the trial and open its run."""
+        number = trial.config["number"]
+        if number not in {record.number for record in self._study.ledger}:
+            self._study.ledger.add(recorded(trial.config), number)
+        self._started[number] = time.monotonic()
+        run = self._run(trial)
+        run.log_config(flatten(from_dict(Recipe, trial.config["recipe"])))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Log one validation."""
+        metrics = {k: v for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
+        finite = {f"validation/{k}": v for k, v in metrics.items() if math.isfinite(v)}
+        self._run(trial).log_metrics(finite, int(result["iterations"]))
+        self._shown.update(self._done, self._note())
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record a trial that ran to its end, or that the scheduler stopped."""
+        result = trial.last_result or {}
+        state = "finished" if result.get(FINAL) else "pruned"
+        reason = (
+            "" if state == "finished" else f"stopped at {result.get('iterations', 0)} iterations"
+        )
+        self._end(trial, state, reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record a trial that failed, with its reason; the search goes on."""
+        reason = reason_of(trial.error_file)
+        say(f"[red]✗[/] trial {trial.config['number']} failed: {reason}")
+        self._end(trial, "failed", reason)
+
+    def _end(self, trial: Any, state: str, reason: str) -> None:
+        number, result = trial.config["number"], trial.last_result or {}
+        metrics = {k: float(v) for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
+        folder = Path(TRIALS) / f"{number:04d}"
+        finished = state == "finished"
+        self._study.ledger.update(
+            number,
+            state=state,
+            reason=reason,
+            metrics=metrics,
+            bundle=str(folder / BUNDLE) if finished else "",
+            seconds=time.monotonic() - self._started.get(number, time.monotonic()),
+            iterations=int(result.get("iterations", 0)),
+        )
+        run = self._run(trial)
+        if finished:
+            run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
+            run.log_image((self._study.folder / folder / PICTURE).read_bytes(), "validation")
+            run.set_tags({"best_psnr": f"{metrics['psnr']:.2f}"})
+        run.finish(state, reason)  # type: ignore[arg-type]
+        self._done += 1
+        self._shown.update(self._done, self._note())
+
+    def _note(self) -> str:
+        finished = self._study.ledger.finished()
+        if not finished:
+            return ""
+        best = self._study.best()
+        name = best.config["reference"] or f"trial {best.number}"
+        return f"best {best.metrics['psnr']:.2f} dB ({name})"
+
+    def _run(self, trial: Any) -> Run:
+        """The trial's MLflow run, the same one for ever."""
+        config = trial.config
+        number = config["number"]
+        if number not in self._runs:
+            recipe = config["recipe"]
+            freeze = recipe.get("freeze", "none")
+            what = config["reference"] or f"{recipe['strategy']}, freeze {freeze}"
+            tags = {
+                "kind": "trial",
+                "domain": self._study.request.domain,
+                "strategy": recipe["strategy"],
+                "freeze": freeze,
+                "study": self._study.request.name,
+                "reference": config["reference"],
+            }
+            key = f"{self._study.request.name}/{number:04d}"
+            self._runs[number] = self._store.find_or_create(
+                self._parent.spec.experiment, key, f"{number:03d} {what}", tags, self._parent
+            )
+        return self._runs[number]
+
+
+def reason_of(error_file: str | None) -> str:
+    """Last line of a trial's traceback: the fault in its own words."""
+    if not error_file or not Path(error_file).is_file():
+        return "the worker died without a word (out of memory, or killed)"
+    lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown"

@@ -1,0 +1,213 @@
+"""One trial of a study: a recipe carried out, from pretrained weights to a validated bundle."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
+from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.data.batches import BatchStream
+from mfdiff_core.data.dataset import SliceSet
+from mfdiff_core.data.slices import SliceInfo
+from mfdiff_core.errors import ConfigError
+from mfdiff_core.evaluation.figures import comparison_figure
+from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, summarise
+from mfdiff_core.files import write_bytes
+from mfdiff_core.model import RestorationModel, build_model
+from mfdiff_core.training.freezing import merge_lora
+from mfdiff_core.training.loop import Precision, Progress, TrainConfig, Validated, train
+from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.strategies import Recipe, start
+from mfdiff_platform.suggestion import FINAL
+
+BUNDLE, PICTURE = "bundle", "validation.png"
+CPU = torch.device("cpu")
+KBQ = 1e-3
+"""Bq/mL to kBq/mL, for pictures."""
+_ARRAYS = ("x_p", "x_m", "x_s", "tissue", "lesions")
+
+
+@dataclass(frozen=True)
+class PackedSlices:
+    """A slice set as NumPy arrays, which Ray's object store shares without copying."""
+
+    infos: tuple[SliceInfo, ...]
+    arrays: dict[str, np.ndarray[Any, Any]]
+
+    @classmethod
+    def pack(cls, slices: SliceSet) -> PackedSlices:
+        """Arrays of a slice set."""
+        return cls(slices.infos, {name: getattr(slices, name).numpy() for name in _ARRAYS})
+
+    def unpack(self, device: torch.device) -> SliceSet:
+        """The slice set on ``device``; on the CPU it shares the store's read-only memory."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            tensors = [torch.from_numpy(self.arrays[name]) for name in _ARRAYS]
+        return SliceSet(self.infos, *tensors).to(device)
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """What every trial of a study shares."""
+
+    train: PackedSlices
+    validation: PackedSlices
+    phantom: PackedSlices | None
+
+
+@dataclass(frozen=True)
+class TrialSetting:
+    """What is the same for every trial of a study.
+
+    Attributes:
+        study: name of the study.
+        domain: domain it adapts to.
+        folder: study folder; the trial writes below ``trials/<number>``.
+        pretrained: bundle folder of the external stage.
+        data: fingerprint of the domain's dataset.
+        seed: seed of the study; every trial draws the same noise and order.
+        validations: how often a trial validates, evenly over its iterations.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    study: str
+    domain: str
+    folder: Path
+    pretrained: Path
+    data: str
+    seed: int
+    validations: int
+    precision: Precision = "fp32"
+
+
+Report = Callable[[dict[str, float]], None]
+
+
+def run_trial(
+    number: int, recipe: Recipe, setting: TrialSetting, data: TrialData, report: Report
+) -> Bundle:
+    """Carry out ``recipe``, report each validation, and write the best weights as a bundle.
+
+    Raises:
+        TrainingError: the loss was not finite.
+        ConfigError: the recipe does not fit the network.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parent = load_bundle(setting.pretrained)
+    model = build_model(parent.config, setting.seed).to(device)
+    pretrained = parent.weights() if recipe.starts_pretrained else None
+    state = start(model, recipe, pretrained)
+    held_out = data.validation.unpack(device)
+    best = _carry_out(state, recipe, setting, data, held_out, pretrained, report)
+    model.load_state_dict(state.best_weights)
+    merge_lora(model)
+    folder = setting.folder / "trials" / f"{number:04d}"
+    provenance = Provenance(
+        domain=setting.domain,
+        strategy=recipe.strategy,
+        iterations=recipe.iterations,
+        seed=setting.seed,
+        data=setting.data,
+        voxel_mm=held_out.infos[0].voxel_mm,
+        parent=parent.provenance.sha256 if recipe.starts_pretrained else "",
+        recipe=to_dict(recipe),
+        metrics=best,
+    )
+    bundle = save_bundle(folder / BUNDLE, parent.config, model.state_dict(), provenance)
+    write_bytes(folder / PICTURE, slice_picture(bundle.model(), held_out.to(CPU), recipe.strategy))
+    return bundle
+
+
+def _carry_out(
+    state: TrainState,
+    recipe: Recipe,
+    setting: TrialSetting,
+    data: TrialData,
+    held_out: SliceSet,
+    pretrained: dict[str, torch.Tensor] | None,
+    report: Report,
+) -> dict[str, float]:
+    """Train as ``recipe`` says; returns the metrics of the best weights."""
+
+    def validate(model: RestorationModel) -> dict[str, float]:
+        return summarise(evaluate_model(model, held_out), held_out)
+
+    if recipe.iterations == 0:
+        with state.averaged() as model:
+            metrics = validate(model)
+        state.note_validation(metrics["psnr"])
+        report(metrics | {"iterations": 0})
+        return metrics
+    config = TrainConfig(
+        iterations=recipe.iterations,
+        optim=recipe.optim(),
+        seed=setting.seed,
+        precision=setting.precision,
+        validate_every=max(1, recipe.iterations // setting.validations),
+        unfreeze_after=recipe.unfreeze_after,
+    )
+    stream = _stream(recipe, setting, data, held_out.x_p.device)
+    best: dict[str, float] = {}
+    loss = float("nan")
+    for event in train(state, stream, config, validate=validate, anchors=pretrained):
+        if isinstance(event, Progress):
+            loss = event.loss
+        elif isinstance(event, Validated):
+            best = event.metrics if event.is_best else best
+            report(event.metrics | {"loss": loss, "iterations": event.step})
+    return best
+
+
+def _stream(
+    recipe: Recipe, setting: TrialSetting, data: TrialData, device: torch.device
+) -> BatchStream:
+    """Domain slices, with the recipe's share of phantom slices mixed in."""
+    domain = data.train.unpack(device)
+    phantom, share = None, 0.0
+    if recipe.strategy == "single_stage" or recipe.replay > 0:
+        if data.phantom is None:
+            raise ConfigError(f"strategy {recipe.strategy!r} with replay needs the phantom slices")
+        phantom = data.phantom.unpack(device)
+        share = recipe.replay or len(phantom) / (len(phantom) + len(domain))
+    return BatchStream(domain, recipe.batch_size, setting.seed, recipe.augment, phantom, share)
+
+
+def slice_picture(model: RestorationModel, slices: SliceSet, title: str) -> bytes:
+    """PNG of the middle slice of a set: T1, LPET, restored, SPET and error maps."""
+    row = len(slices) // 2
+    chosen = slices.select(lambda info: info is slices.infos[row])
+    restored = restore_slices(model, chosen).x_s
+    scale = chosen.infos[0].scale * KBQ
+    panels = {"LPET": chosen.x_p[0, 0].numpy() * scale, title: restored[0, 0].numpy() * scale}
+    return comparison_figure(
+        panels,
+        chosen.x_s[0, 0].numpy() * scale,
+        x_m=chosen.x_m[0, 0].numpy(),
+        voxel_mm=chosen.infos[0].voxel_mm,
+    )
+
+
+def tune_trial(config: dict[str, Any], *, setting: TrialSetting, data: TrialData) -> None:
+    """`run_trial` as a Ray Tune trainable; the last report is marked as final."""
+    from ray import tune
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    last: dict[str, float] = {}
+
+    def report(metrics: dict[str, float]) -> None:
+        if last:
+            tune.report(dict(last))
+        last.clear()
+        last.update(metrics)
+
+    recipe = from_dict(Recipe, config["recipe"], "recipe")
+    bundle = run_trial(config["number"], recipe, setting, data, report)
+    tune.report(last | bundle.provenance.metrics | {FINAL: True})

@@ -1,0 +1,32 @@
+"""How a user gets to MLflow's pages: the command that serves them, and links that work."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mfdiff_platform.tracking import TrackingStore
+
+UI_ADDRESS = "http://127.0.0.1:5000"
+
+
+def ui_command(store: TrackingStore, address: str = UI_ADDRESS) -> str:
+    """The command line that opens the MLflow UI of ``store``, on loopback only."""
+    if store.address.is_server:
+        return shlex.join([Path(sys.executable).name, "-m", "webbrowser", store.address.shown])
+    host, port = address.removeprefix("http://").split(":")
+    command = ["mlflow", "ui", "--host", host, "--port", port, "--workers", "1"]
+    command += ["--backend-store-uri", store.address.shown]
+    command += ["--artifacts-destination", str(store.workspace / "artifacts")]
+    command += ["--allowed-hosts", f"{host}:{port},localhost:{port}"]
+    quiet = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
+    return f"env {quiet} {shlex.join(command)}"
+
+
+def ui_link(experiment_id: str, run_id: str = "", address: str = UI_ADDRESS) -> str:
+    """Page of an experiment, or of one run, in the UI's view for models rather than chat."""
+    page = f"runs/{run_id}" if run_id else "runs"
+    return f"{address}/#/experiments/{experiment_id}/{page}?workflowType=machine_learning"

@@ -1,0 +1,182 @@
+"""Schedule, forward process, targets and posterior: Eq. (5) to (9)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mfdiff_core.config import from_dict
+from mfdiff_core.diffusion import (
+    DiffusionConfig,
+    DiffusionProcess,
+    NoiseSchedule,
+    from_diffusion,
+    to_diffusion,
+)
+from mfdiff_core.errors import ConfigError
+from mfdiff_core.seeding import generator
+
+STEPS = torch.tensor([0, 1, 250, 998, 999])
+
+
+def process(**changes: Any) -> DiffusionProcess:
+    return DiffusionProcess(from_dict(DiffusionConfig, {"clip": None, **changes}))
+
+
+def images(count: int = len(STEPS), side: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    drawn = torch.randn(3, count, 1, side, side, generator=generator(0, "images"))
+    return drawn[0], drawn[1], drawn[2]
+
+
+def test_alpha_bar_has_the_published_values() -> None:
+    alpha_bar = NoiseSchedule.linear(1000, 1e-4, 0.02).alpha_bar
+    expected = torch.tensor([0.9999, 0.078587, 4.0358e-5])
+    torch.testing.assert_close(alpha_bar[[0, 499, 999]], expected, rtol=1e-5, atol=0)
+
+
+def test_tables_are_rounded_once_from_double_precision() -> None:
+    schedule = NoiseSchedule.linear(1000, 1e-4, 0.02)
+    exact = torch.tensor(1.0 - schedule.alpha_bars).sqrt()
+    # Subtracting in float32 would lose three digits at t = 0, where 1 - alpha_bar = 1e-4.
+    torch.testing.assert_close(schedule.sqrt_one_minus_alpha_bar.double(), exact, rtol=1e-7, atol=0)
+
+
+def test_step_minus_one_is_the_clean_image() -> None:
+    assert NoiseSchedule.linear(10, 1e-4, 0.02).alpha_bar_at(-1) == 1.0
+
+
+def test_one_step_at_a_time_gives_the_law_of_eq_7() -> None:
+    schedule = process().schedule
+    mean, variance = 1.0, 0.0
+    for t, beta in enumerate(schedule.beta.double().tolist()):
+        mean, variance = mean * math.sqrt(1 - beta), variance * (1 - beta) + beta  # Eq. (6)
+        assert mean == pytest.approx(schedule.sqrt_alpha_bar[t].item(), rel=1e-5)
+        assert variance == pytest.approx(schedule.sqrt_one_minus_alpha_bar[t].item() ** 2, rel=1e-5)
+
+
+def test_noised_image_has_mean_and_variance_of_eq_7() -> None:
+    t, x_0 = torch.tensor([499]), torch.full((1, 1, 300, 300), 0.5)
+    x_t = process().add_noise(x_0, t, torch.randn(x_0.shape, generator=generator(0)))
+    # 9e4 pixels: the standard errors are 0.003 and 0.004.
+    assert x_t.mean().item() == pytest.approx(math.sqrt(0.078587) * 0.5, abs=0.012)
+    assert x_t.var().item() == pytest.approx(1 - 0.078587, abs=0.016)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"target": "eps"}, {"target": "v"}, {"target": "x0"}, {"target": "x0", "residual": True}],
+    ids=str,
+)
+def test_a_perfect_output_has_no_loss_and_returns_x_0(changes: dict[str, Any]) -> None:
+    x_0, eps, x_p = (x.double() for x in images())
+    p = process(**changes)
+    x_t = p.add_noise(x_0, STEPS, eps)
+    output = p.target(x_0, STEPS, eps, x_p)
+    assert p.loss(output, x_0, STEPS, eps, x_p) == 0
+    estimate = p.predict_x0(output, x_t, STEPS, x_p)
+    # Tables are float32 (6e-8) and eps is amplified by 1/sqrt(alpha_bar) = 157 at the last step.
+    torch.testing.assert_close(estimate, x_0, atol=1e-4, rtol=0)
+
+
+def test_noise_is_recovered_from_x_0() -> None:
+    x_0, eps, _ = (x.double() for x in images())
+    p = process()
+    x_t = p.add_noise(x_0, STEPS, eps)
+    torch.testing.assert_close(p.predict_eps(x_0, x_t, STEPS), eps, atol=1e-4, rtol=0)
+
+
+def test_loss_is_the_mean_of_squared_errors_in_float32() -> None:
+    x_0, eps, x_p = images()
+    loss = process().loss(torch.zeros_like(eps).bfloat16(), x_0, STEPS, eps, x_p)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, eps.square().mean())
+
+
+def test_estimates_of_x_0_are_clipped() -> None:
+    _, x_t, x_p = images()
+    estimate = process(clip=(-1.0, 1.5)).predict_x0(torch.zeros_like(x_t), 1e3 * x_t, STEPS, x_p)
+    assert estimate.min() == -1.0
+    assert estimate.max() == 1.5
+
+
+@pytest.mark.parametrize("t", [1, 10, 500, 999])
+def test_eq_8_is_the_posterior_mean_without_clipping(t: int) -> None:
+    x_0, eps, _ = (x.double() for x in images())
+    p = process()
+    bar = p.schedule.alpha_bar_at(t)
+    x_t = math.sqrt(bar) * x_0 + math.sqrt(1 - bar) * eps
+    expected = p.posterior_mean(x_0, x_t, t, t - 1)
+    torch.testing.assert_close(p.eq8_mean(eps, x_t, t), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_eq_8_of_the_first_step_is_x_0() -> None:
+    x_0, eps, _ = (x.double() for x in images())
+    p = process()
+    bar = p.schedule.alpha_bar_at(0)
+    x_t = math.sqrt(bar) * x_0 + math.sqrt(1 - bar) * eps
+    torch.testing.assert_close(p.eq8_mean(eps, x_t, 0), x_0)
+    torch.testing.assert_close(p.posterior_mean(x_0, x_t, 0, -1), x_0)
+
+
+@pytest.mark.parametrize(("t", "s"), [(999, 998), (999, 400), (10, 3)])
+def test_posterior_composes_with_the_forward_process(t: int, s: int) -> None:
+    """q(x_s | x_0) must come out of averaging q(x_s | x_t, x_0) over q(x_t | x_0)."""
+    p = process()
+    bar_t, bar_s = p.schedule.alpha_bar_at(t), p.schedule.alpha_bar_at(s)
+    one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1)
+    from_x_t = p.posterior_mean(zero, one, t, s).item()
+    from_x_0 = p.posterior_mean(one, zero, t, s).item()
+    assert from_x_0 + from_x_t * math.sqrt(bar_t) == pytest.approx(math.sqrt(bar_s))
+    assert from_x_t**2 * (1 - bar_t) + p.sigma(t, s) ** 2 == pytest.approx(1 - bar_s)
+
+
+def test_sigma_is_beta_or_the_smaller_posterior_variance_and_0_at_the_end() -> None:
+    posterior, beta = process(), process(variance="beta")
+    assert beta.sigma(500, 499) ** 2 == pytest.approx(beta.schedule.beta[500].item())
+    assert posterior.sigma(1, 0) < beta.sigma(1, 0)
+    assert posterior.sigma(0, -1) == beta.sigma(0, -1) == 0.0
+
+
+def test_timesteps_are_uniform_over_all_steps() -> None:
+    t = process(num_steps=10).draw_timesteps(20_000, generator(0))
+    assert t.dtype == torch.int64
+    counts = torch.bincount(t, minlength=10)
+    assert len(counts) == 10
+    assert (counts - 2000).abs().max() < 5 * math.sqrt(2000)
+
+
+def test_timestep_bias_follows_its_law() -> None:
+    t = process(timestep_bias=1.0).draw_timesteps(20_000, generator(0))
+    # Density 2t/T^2: a quarter of the draws lies below T/2.
+    assert (t < 500).double().mean().item() == pytest.approx(0.25, abs=0.015)
+    assert t.min() >= 0
+    assert t.max() <= 999
+
+
+def test_intensities_and_diffusion_units_are_inverse() -> None:
+    x = torch.tensor([0.0, 0.25, 1.0, 1.2])
+    assert to_diffusion(x)[0] == -1
+    assert to_diffusion(x)[2] == 1
+    torch.testing.assert_close(from_diffusion(to_diffusion(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"beta_start": 0.0}, "beta_start=0.0"),
+        ({"beta_end": 1.0}, "beta_end=1.0"),
+        ({"beta_start": 0.03}, "beta_start=0.03, beta_end=0.02"),
+        ({"residual": True}, "residual=True needs target='x0', got target='eps'"),
+        ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),
+        ({"timestep_bias": -1.0}, "timestep_bias=-1.0"),
+        ({"target": "score"}, "'score' is not one of"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(DiffusionConfig, changes)
