@@ -75,9 +75,10 @@ class Bundle:
         if sha256_file(path) != self.provenance.sha256:
             raise BundleError(f"{path}: the weights do not match the hash in {PROVENANCE}")
         try:
-            return load_file(str(path))
+            weights: dict[str, torch.Tensor] = load_file(str(path))
         except SafetensorError as fault:
             raise BundleError(f"{path}: unreadable weights ({fault})") from None
+        return weights
 
     def model(self) -> RestorationModel:
         """The trained model on the CPU, in evaluation mode.

@@ -70,17 +70,26 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
 def override(config: C, changes: Mapping[str, Any]) -> C:
     """Copy of ``config`` with dotted ``changes`` applied, checked like `from_dict`."""
     nested = to_dict(config)
-    for path, value in changes.items():
-        node = nested
-        *parents, leaf = path.split(".")
-        for depth, part in enumerate(parents):
-            if not isinstance(node.get(part), dict):
-                raise ConfigError(_unknown(".".join(parents[: depth + 1]), part, node))
-            node = node[part]
-        if leaf not in node:
-            raise ConfigError(_unknown(path, leaf, node))
-        node[leaf] = value
+    faults = [fault for path in changes if (fault := _place(nested, path, changes[path]))]
+    if faults:
+        raise ConfigError("\n".join(faults))
     return from_dict(type(config), nested)
+
+
+def _place(nested: dict[str, Any], path: str, value: Any) -> str | None:
+    """Set the key at dotted ``path`` of ``nested``, or say why there is none."""
+    node: Any = nested
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[: depth + 1])
+        if not isinstance(node, dict):
+            return f"{here}: {parts[depth - 1]} is a single value and has no keys"
+        if part not in node:
+            return _unknown(here, part, node)
+        if depth < len(parts) - 1:
+            node = node[part]
+    node[parts[-1]] = value
+    return None
 
 
 def _unknown(path: str, key: str, valid: Any) -> str:

@@ -35,6 +35,15 @@ class ModelConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
+    def __post_init__(self) -> None:
+        last = self.diffusion.num_steps - 1
+        start = last if self.sampler.start_step is None else self.sampler.start_step
+        if not self.sampler.num_evaluations - 1 <= start <= last:
+            raise ValueError(
+                f"a process of {self.diffusion.num_steps} steps cannot start at {start} with"
+                f" {self.sampler.num_evaluations=}"
+            )
+
 
 class Restored(NamedTuple):
     """Restored slices [B, 1, H, W] in intensity units and the spread of K samples (0 if K = 1)."""
@@ -54,7 +63,7 @@ class RestorationModel(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move the noise schedule along with the weights; it is no part of the state."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.process = DiffusionProcess(self.config.diffusion, next(self.parameters()).device)
         return self
 
@@ -102,7 +111,8 @@ class RestorationModel(nn.Module):
         f = self.network.fuse(p, m)
 
         def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return self.network(x_t, t, p, f)
+            output: torch.Tensor = self.network(x_t, t, p, f)
+            return output
 
         noise = NoiseSource(seed, keys, (x_p.shape[-2], x_p.shape[-1]), x_p.device)
         drawn = sample(predict, self.process, p, noise, sampler or self.config.sampler, on_step)
@@ -113,7 +123,7 @@ class RestorationModel(nn.Module):
 def build_model(config: ModelConfig, seed: int) -> RestorationModel:
     """A model with fresh weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))
         return RestorationModel(config)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mfdiff_core.data.manifest import SPLIT, Manifest, load_manifest, verify_shard
+from mfdiff_core.data.manifest import (
+    MANIFEST,
+    SPLIT,
+    Manifest,
+    ShardEntry,
+    load_manifest,
+    verify_shard,
+)
 from mfdiff_core.data.slices import Shard, SliceInfo
 from mfdiff_core.data.splits import Part, Split, load_split
 from mfdiff_core.errors import DataError
@@ -37,13 +44,22 @@ class SliceSet:
     def select(self, keep: Callable[[SliceInfo], bool]) -> SliceSet:
         """The slices whose facts satisfy ``keep``."""
         rows = [row for row, info in enumerate(self.infos) if keep(info)]
-        tensors = (getattr(self, name)[rows] for name in ("x_p", "x_m", "x_s", "tissue", "lesions"))
-        return SliceSet(tuple(self.infos[row] for row in rows), *tensors)
+        infos = tuple(self.infos[row] for row in rows)
+        return replace(self._map(lambda tensor: tensor[rows]), infos=infos)
 
     def to(self, device: torch.device) -> SliceSet:
         """The set with its tensors on ``device``: at these sizes a dataset fits there whole."""
-        tensors = (self.x_p, self.x_m, self.x_s, self.tissue, self.lesions)
-        return SliceSet(self.infos, *(tensor.to(device) for tensor in tensors))
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SliceSet:
+        return replace(
+            self,
+            x_p=change(self.x_p),
+            x_m=change(self.x_m),
+            x_s=change(self.x_s),
+            tissue=change(self.tissue),
+            lesions=change(self.lesions),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class Dataset:
         """Slices of the subjects of one part, optionally of one setting, as tensors.
 
         Raises:
-            DataError: the setting does not occur in this dataset.
+            DataError: the setting does not occur in this dataset, or not in this part.
         """
         if setting is not None and setting not in self.manifest.settings:
             raise DataError(
@@ -71,6 +87,8 @@ class Dataset:
             for shard, subject in zip(self.shards, self.manifest.subjects, strict=True)
             if subject in subjects
         ]
+        if not any(rows for _, rows in chosen):
+            raise DataError(f"{self.folder}: no subject of {part} has a slice of {setting!r}")
         return _gather(chosen)
 
 
@@ -82,27 +100,43 @@ def _gather(chosen: Sequence[tuple[Shard, list[int]]]) -> SliceSet:
             np.concatenate([shard.arrays[name][rows] for shard, rows in chosen])
         )
 
-    images = (stack(name)[:, None] for name in ("x_p", "x_m", "x_s"))
-    return SliceSet(infos, *images, stack("tissue"), stack("lesions"))
+    return SliceSet(
+        infos,
+        x_p=stack("x_p")[:, None],
+        x_m=stack("x_m")[:, None],
+        x_s=stack("x_s")[:, None],
+        tissue=stack("tissue"),
+        lesions=stack("lesions"),
+    )
 
 
 def open_dataset(folder: Path) -> Dataset:
     """Open ``folder`` after checking every hash and that no subject leaks between parts.
 
     Raises:
-        DataError: missing or damaged files, or subjects of the split that are not in the shards.
+        DataError: missing or damaged files, a manifest that does not describe its shards, or
+            subjects of the split that are not in the shards.
     """
     manifest = load_manifest(folder)
     split = load_split(folder / SPLIT)
     shards = tuple(verify_shard(folder, entry) for entry in manifest.shards)
     for entry, shard in zip(manifest.shards, shards, strict=True):
-        strangers = {info.subject for info in shard.infos} - {entry.subject}
-        if strangers:
-            raise DataError(
-                f"{entry.file}: holds {', '.join(sorted(strangers))} besides its subject"
-            )
+        _check_contents(manifest, entry, shard)
     listed = {*split.train, *split.validation, *split.test}
     if listed != set(manifest.subjects):
         odd = ", ".join(sorted(listed ^ set(manifest.subjects)))
         raise DataError(f"{folder}: split and manifest disagree on subjects {odd}")
     return Dataset(folder, manifest, split, shards)
+
+
+def _check_contents(manifest: Manifest, entry: ShardEntry, shard: Shard) -> None:
+    """Refuse a shard that holds something else than the manifest says."""
+    strangers = {info.subject for info in shard.infos} - {entry.subject}
+    if strangers:
+        raise DataError(f"{entry.file}: holds {', '.join(sorted(strangers))} besides its subject")
+    unlisted = {info.setting for info in shard.infos} - set(manifest.settings)
+    if unlisted:
+        raise DataError(f"{entry.file}: setting {min(unlisted)!r} is not in {MANIFEST}")
+    size = shard.arrays["x_p"].shape[-1]
+    if size != manifest.image_size:
+        raise DataError(f"{entry.file}: {size} pixels wide, {MANIFEST} says {manifest.image_size}")

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mfdiff_core.config import from_dict
 from mfdiff_core.data.slices import SCHEMA_VERSION, Shard, read_shard
-from mfdiff_core.errors import DataError
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, sha256_file, sha256_text, write_json
 
 MANIFEST = "manifest.json"
@@ -83,10 +84,8 @@ def load_manifest(folder: Path) -> Manifest:
     values = read_json(path)
     try:
         fingerprint = values.pop("fingerprint")
-        shards = tuple(ShardEntry(**entry) for entry in values.pop("shards"))
-        settings = tuple(values.pop("settings"))
-        manifest = Manifest(shards=shards, settings=settings, **values)
-    except (AttributeError, KeyError, TypeError) as fault:
+        manifest = from_dict(Manifest, values)
+    except (AttributeError, KeyError, TypeError, ConfigError) as fault:
         raise DataError(f"{path}: not a dataset manifest ({fault})") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(

@@ -113,9 +113,12 @@ def write_shard(path: Path, records: Sequence[SliceRecord]) -> None:
             values = [getattr(record.info, field.name) for record in records]
             columns.append(pa.array(values, type=field.type))
     batch = pa.record_batch(columns, schema=schema(image_size))
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 def _check(record: SliceRecord, image_size: int) -> None:
@@ -145,10 +148,15 @@ def read_shard(path: Path) -> Shard:
         if reader.num_record_batches != 1:
             raise DataError(f"{path}: {reader.num_record_batches} record batches, expected 1")
         batch = reader.get_batch(0)
+        batch.validate(full=True)  # a damaged offset would take the process down when followed
+        return _view(batch, image_size)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard") from None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as fault:
         raise DataError(f"{path}: not a readable slice shard ({fault})") from None
+
+
+def _view(batch: pa.RecordBatch, image_size: int) -> Shard:
     facts = [batch.column(name).to_pylist() for name in (*_TEXTS, *_INTEGERS, *_REALS)]
     infos = tuple(SliceInfo(*row) for row in zip(*facts, strict=True))
     shape = (batch.num_rows, image_size, image_size)

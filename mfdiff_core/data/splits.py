@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mfdiff_core.errors import DataError
+from mfdiff_core.config import from_dict
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.seeding import rng
 
@@ -59,7 +60,7 @@ def make_split(subjects: Iterable[str], fractions: tuple[float, float, float], s
             " to choose by and to test on"
         )
     order = [names[i] for i in rng(seed, "split").permutation(len(names))]
-    num_test = max(1, round(fractions[2] * len(names)))
+    num_test = min(max(1, round(fractions[2] * len(names))), len(names) - 2)
     num_validation = min(max(1, round(fractions[1] * len(names))), len(names) - num_test - 1)
     held_out = num_test + num_validation
     return Split(
@@ -75,7 +76,7 @@ def load_split(path: Path) -> Split:
     Raises:
         DataError: missing or damaged file, an empty part, or a subject in two parts.
     """
-    values = read_json(path)
-    if not isinstance(values, dict) or set(values) != set(PARTS):
-        raise DataError(f"{path}: a split names exactly {', '.join(PARTS)}")
-    return Split(**{part: tuple(map(str, values[part])) for part in PARTS})
+    try:
+        return from_dict(Split, read_json(path))
+    except ConfigError as fault:
+        raise DataError(f"{path}: a split lists the subjects of {PARTS} ({fault})") from None

@@ -248,7 +248,7 @@ class UNet(nn.Module):
         ValueError: see `UNetConfig.level_sizes`.
     """
 
-    memory_format: torch.memory_format = torch.contiguous_format
+    memory_format: torch.memory_format = torch.channels_last
 
     def __init__(
         self, config: UNetConfig, in_channels: int, out_channels: int, image_size: int

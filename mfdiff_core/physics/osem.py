@@ -6,6 +6,7 @@ factors AN (attenuation and normalisation) and a known background b.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mfdiff_core.physics.projector import Projector
@@ -46,14 +47,19 @@ def osem(
     weighted = [a * y for a, y in zip(an, projector.split(measured), strict=True)]
     offsets = None if background is None else projector.split(background)
     gains = [_gain(psf(projector.adjoint(k, a).view(n, n, batch))) for k, a in enumerate(an)]
+    # all of the loop's memory: new pages at every step would cost as much as a blur
+    near, far, scratch = (torch.empty_like(x) for _ in range(3))
+    lines = torch.empty_like(weighted[0])
     for _ in range(num_iterations):
         for k in range(projector.num_subsets):
-            expected = projector.forward(k, psf(x).view(n * n, batch)).mul_(an[k])
+            blurred = psf(x, near, scratch).view(n * n, batch)
+            expected = projector.forward(k, blurred, lines[: len(an[k])]).mul_(an[k])
             if offsets is not None:
                 expected.add_(offsets[k])
-            ratio = weighted[k] / expected.clamp_(min=_LEAST)
-            update = psf(projector.adjoint(k, ratio).view(n, n, batch))
-            x.mul_(update).mul_(gains[k]).clamp_(min=_FLOOR)
+            ratio = torch.div(weighted[k], expected.clamp_(min=_LEAST), out=expected)
+            back = projector.adjoint(k, ratio, near.view(n * n, batch)).view(n, n, batch)
+            x.mul_(psf(back, far, scratch)).mul_(gains[k])
+        x.clamp_(min=_FLOOR)
     return x
 
 

@@ -77,13 +77,13 @@ class Projector:
         """Views of a subset; over all subsets every view occurs once."""
         return range(subset, self.geometry.num_views, self.num_subsets)
 
-    def forward(self, subset: int, x: Tensor) -> Tensor:
+    def forward(self, subset: int, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Line integrals of images ``x`` [P, B] along the subset's lines, [views * bins, B]."""
-        return self._blocks[subset] @ x
+        return _product(self._blocks[subset], x, out)
 
-    def adjoint(self, subset: int, y: Tensor) -> Tensor:
+    def adjoint(self, subset: int, y: Tensor, out: Tensor | None = None) -> Tensor:
         """Back-projection of ``y`` [views * bins, B] into images [P, B]."""
-        return self._transposes[subset] @ y
+        return _product(self._transposes[subset], y, out)
 
     def project(self, x: Tensor) -> Tensor:
         """Full sinograms [views, bins, B] of images ``x`` [P, B]."""
@@ -98,6 +98,12 @@ class Projector:
         """Rows of each subset [views * bins, B] of a full sinogram [views, bins, B]."""
         s = self.num_subsets
         return [sinogram[k::s].reshape(-1, sinogram.shape[2]) for k in range(s)]
+
+
+def _product(matrix: Tensor, columns: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return matrix @ columns
+    return torch.addmm(out, matrix, columns, beta=0, out=out)
 
 
 @lru_cache(maxsize=4)

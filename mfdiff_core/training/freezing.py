@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from mfdiff_core.errors import ConfigError
+from mfdiff_core.seeding import generator
 
 FUSION = ("encoders", "global", "detail", "aggregation", "decoder")
 PLANS: Mapping[str, tuple[str, ...]] = {
@@ -89,13 +90,13 @@ class LowRank(nn.Module):
     starts as it was.
     """
 
-    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+    def __init__(self, weight: torch.Tensor, rank: int, source: torch.Generator) -> None:
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
         rank = min(rank, rows, columns)
-        self.lora_a = nn.Parameter(weight.new_empty(rank, columns))
+        drawn = nn.init.kaiming_uniform_(torch.empty(rank, columns), a=5**0.5, generator=source)
+        self.lora_a = nn.Parameter(drawn.to(weight))
         self.lora_b = nn.Parameter(weight.new_zeros(rows, rank))
-        nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The adapted weight."""
@@ -104,12 +105,11 @@ class LowRank(nn.Module):
 
 def add_lora(network: nn.Module, rank: int) -> None:
     """Give every linear and convolution weight of ``network`` a low-rank adapter."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # A is random, but the same in every run and on every worker
-        for module in list(network.modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                adapter = LowRank(module.weight.detach(), rank)
-                parametrize.register_parametrization(module, "weight", adapter)
+    source = generator(0, "lora")  # A is random, but the same in every run and on every worker
+    for module in list(network.modules()):
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            adapter = LowRank(module.weight.detach(), rank, source)
+            parametrize.register_parametrization(module, "weight", adapter)
 
 
 def merge_lora(network: nn.Module) -> None:

@@ -9,7 +9,7 @@ many workers share it, and a resumed run repeats what an uninterrupted one does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -38,12 +38,13 @@ class TrainConfig:
         log_every: steps between `Progress` events.
         validate_every: steps between `Validated` events; 0 means only at the end.
         snapshot_every: steps between `Snapshot` events; 0 means only at the end.
-        max_skipped: steps with a non-finite loss that are skipped before the run stops.
+        max_skipped: steps with a non-finite loss or gradient that are skipped before the run
+            stops.
         unfreeze_after: step from which a freeze plan no longer holds; None = never.
     """
 
     iterations: int = 50_000
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     precision: Precision = "fp32"
     log_every: int = 20
@@ -144,7 +145,7 @@ def train(
         anchors: weights that L2-SP pulls towards, by parameter name.
 
     Raises:
-        TrainingError: the loss was not finite more than ``config.max_skipped`` times.
+        TrainingError: more than ``config.max_skipped`` steps had to be skipped; names the last.
     """
     pulls = _pulls(state.model, anchors or {}, config.optim.l2sp)
     losses: list[torch.Tensor] = []
@@ -160,11 +161,13 @@ def train(
         if _due(state.step, config.log_every, config.iterations):
             window = share.mean(torch.stack(losses))
             losses.clear()
-            skipped += int((~torch.isfinite(window)).sum())
+            bad = (~torch.isfinite(window)).nonzero().flatten().tolist()
+            skipped += len(bad)
             if skipped > config.max_skipped:
                 raise TrainingError(
-                    f"step {state.step}: the loss was not finite in {skipped} steps;"
-                    " lower the learning rate, or resume from the last checkpoint"
+                    f"step {state.step - len(window) + bad[-1] + 1}: loss or gradient was not"
+                    f" finite in {skipped} step(s); lower the learning rate, or resume from the"
+                    " last checkpoint"
                 )
             loss_mean = float(window[torch.isfinite(window)].mean())
             lr = state.optimizer.param_groups[0]["lr"]
@@ -189,7 +192,10 @@ def _step(
     share: Share,
     pulls: Pulls,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update of the weights; returns loss and gradient norm without waiting for either."""
+    """One update of the weights; returns loss and gradient norm without waiting for either.
+
+    Where the gradient is not finite, nothing is updated and the loss returned is NaN.
+    """
     t, eps = _draw(state, batch, config.seed, share)
     set_lr(
         state.optimizer, config.optim.lr * lr_factor(config.optim, state.step, config.iterations)
@@ -205,11 +211,12 @@ def _step(
     grad_norm = nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)
     # A fused optimiser leaves everything as it was where found_inf is 1; asking the device for
     # the norm here would stall it.
-    state.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+    usable = torch.isfinite(grad_norm)
+    state.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
     state.optimizer.step()
     if state.average is not None:
         state.average.update(dict(state.model.named_parameters()), state.step)
-    return loss.detach().float(), grad_norm
+    return torch.where(usable, loss.detach().float(), float("nan")), grad_norm
 
 
 def _draw(

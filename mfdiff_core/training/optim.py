@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -69,25 +69,38 @@ def lr_factor(config: OptimConfig, step: int, iterations: int) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, depths: Mapping[str, int] | None = None
+    model: nn.Module, config: OptimConfig, lr_scales: Mapping[str, float]
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; frozen ones get no optimiser state.
 
     Args:
         model: parameters with ``requires_grad`` are trained.
         config: learning rate and decays.
-        depths: stages between a parameter and the output, by name, for ``layer_decay``.
+        lr_scales: factor on the learning rate by parameter name, see `lr_groups`.
     """
-    groups: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((depths or {}).get(name, 0), []).append(parameter)
-    scaled = [
-        {"params": parameters, "lr": config.lr, "lr_scale": config.layer_decay**depth}
-        for depth, parameters in sorted(groups.items())
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = lr_groups(trained, config.lr, lr_scales)
+    fused = all(p.device.type in ("cpu", "cuda") for _, p in trained)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+
+
+def lr_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], lr: float, lr_scales: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Optimiser groups of equal learning rate, the highest first.
+
+    Args:
+        parameters: what to train, by name.
+        lr: learning rate of a scale of one.
+        lr_scales: factor on it by parameter name; 1 for those not named.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        groups.setdefault(lr_scales.get(name, 1.0), []).append(parameter)
+    return [
+        {"params": groups[scale], "lr": lr, "lr_scale": scale}
+        for scale in sorted(groups, reverse=True)
     ]
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-    return torch.optim.AdamW(scaled, weight_decay=config.weight_decay, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

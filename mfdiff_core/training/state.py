@@ -7,21 +7,21 @@ folder with one safetensors file and one JSON file: nothing that could execute c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mfdiff_core.errors import DataError
+from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, sha256_file, write_json
 from mfdiff_core.model import RestorationModel
-from mfdiff_core.training.optim import WeightAverage
+from mfdiff_core.training.optim import WeightAverage, lr_groups
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 
@@ -34,6 +34,7 @@ class TrainState:
         model: the weights being trained.
         optimizer: AdamW over the trainable ones.
         average: averaged weights, None if switched off.
+        lr_scales: factor on the learning rate by parameter name, frozen ones included.
         step: finished steps.
         best: best validation value so far.
         best_weights: what the model was when ``best`` was reached.
@@ -42,6 +43,7 @@ class TrainState:
     model: RestorationModel
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
     step: int = 0
     best: float = float("-inf")
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class TrainState:
 
     def note_validation(self, value: float) -> bool:
         """Remember the weights if ``value`` is the best so far; says whether it is."""
-        if value <= self.best:
+        if not value > self.best:  # NaN is never the best
             return False
         self.best, self.best_weights = value, self.weights()
         return True
@@ -79,8 +81,8 @@ class TrainState:
             return
         for _, parameter in frozen:
             parameter.requires_grad_(True)
-        group = {"params": [p for _, p in frozen], "lr": self.optimizer.defaults["lr"]}
-        self.optimizer.add_param_group(group | {"lr_scale": 1.0})
+        for group in lr_groups(frozen, self.optimizer.defaults["lr"], self.lr_scales):
+            self.optimizer.add_param_group(group)
         if self.average is not None:
             self.average.averages |= {n: p.detach().clone() for n, p in frozen}
 
@@ -89,13 +91,10 @@ class TrainState:
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             save_file(self._tensors(), str(temporary / TENSORS))
-            facts = {
-                "step": self.step,
-                "best": self.best if self.best_weights else None,
-                "frozen": sum(not p.requires_grad for p in self.model.parameters()),
-                "sha256": sha256_file(temporary / TENSORS),
-            }
-            write_json(temporary / FACTS, facts)
+            best = self.best if self.best_weights else None
+            sha256 = sha256_file(temporary / TENSORS)
+            facts = _Facts(step=self.step, best=best, frozen=self._frozen(), sha256=sha256)
+            write_json(temporary / FACTS, to_dict(facts))
 
     def load(self, folder: Path) -> None:
         """Take over the state of ``folder``; the model and optimiser must be built alike.
@@ -103,23 +102,20 @@ class TrainState:
         Raises:
             DataError: incomplete or damaged state, or one of another model or freeze plan.
         """
-        facts = read_json(folder / FACTS)
-        if sha256_file(folder / TENSORS) != facts["sha256"]:
-            raise DataError(f"{folder}: the training state is damaged (hash does not match)")
-        try:
-            tensors = load_file(str(folder / TENSORS))
-        except SafetensorError as fault:
-            raise DataError(f"{folder}: the training state is unreadable ({fault})") from None
-        if not facts["frozen"]:
+        facts, tensors = _read(folder)
+        if not facts.frozen:
             self.unfreeze()
-        kept = ("model.", "average.")
-        expected = {name for name in self._tensors() if name.startswith(kept)}
-        odd = sorted(expected ^ {name for name in tensors if name.startswith(kept)})
+        if facts.frozen != self._frozen():
+            raise DataError(f"{folder}: the state is of another freeze plan")
+        odd = _shapes(self._tensors()) ^ _shapes(tensors)
         if odd:
-            raise DataError(f"{folder}: the state is of another model or freeze plan ({odd[0]})")
+            raise DataError(f"{folder}: the state is of another model ({min(odd)[0]})")
         self._take(tensors)
-        self.step = int(facts["step"])
-        self.best = float("-inf") if facts["best"] is None else float(facts["best"])
+        self.step = facts.step
+        self.best = float("-inf") if facts.best is None else facts.best
+
+    def _frozen(self) -> tuple[str, ...]:
+        return tuple(n for n, p in self.model.named_parameters() if not p.requires_grad)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"model.{n}": v for n, v in self.model.state_dict().items()}
@@ -145,13 +141,42 @@ class TrainState:
 
     def _take_moments(self, moments: dict[str, torch.Tensor]) -> None:
         names = dict(_trained(self.model))
-        state: dict[nn.Parameter, dict[str, Any]] = {}
         for key, value in moments.items():
             kind, name = key.split(".", 1)
-            on = value if kind == "step" else value.to(names[name].device)
-            state.setdefault(names[name], {})[kind] = on
-        for parameter, values in state.items():
-            self.optimizer.state[parameter] = values
+            self.optimizer.state[names[name]][kind] = self._like(names[name], kind, value)
+
+    def _like(self, parameter: nn.Parameter, kind: str, value: torch.Tensor) -> torch.Tensor:
+        """A moment as a fused optimiser wants it: beside its parameter and laid out alike."""
+        if kind != "step":
+            return torch.empty_like(parameter, requires_grad=False).copy_(value)
+        return value.to(parameter.device) if self.optimizer.defaults["fused"] else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What is in ``state.json``."""
+
+    step: int
+    best: float | None
+    frozen: tuple[str, ...]
+    sha256: str
+
+
+def _read(folder: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
+    """A saved state's facts and tensors, the latter after checking their hash."""
+    try:
+        facts = from_dict(_Facts, read_json(folder / FACTS))
+        if sha256_file(folder / TENSORS) != facts.sha256:
+            raise DataError(f"{folder}: the training state is damaged (hash does not match)")
+        return facts, load_file(str(folder / TENSORS))
+    except (ConfigError, OSError, SafetensorError) as fault:
+        raise DataError(f"{folder}: the training state is unreadable ({fault})") from None
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of what every state of a model has."""
+    kept = ("model.", "average.")
+    return {(n, tuple(v.shape)) for n, v in tensors.items() if n.startswith(kept)}
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

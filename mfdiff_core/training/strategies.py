@@ -62,6 +62,8 @@ class Recipe:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size=}")
         if not 0 <= self.replay <= 1:
             raise ValueError(f"replay must lie in [0, 1], got {self.replay=}")
+        if self.replay > 0 and self.strategy in ("external", "internal"):
+            raise ValueError(f"replay mixes phantom slices in: {self.strategy=} takes none")
         if not 0 < self.unfreeze_at <= 1:
             raise ValueError(f"unfreeze_at must lie in (0, 1], got {self.unfreeze_at=}")
         if self.freeze != "none" and not self.starts_pretrained:
@@ -103,14 +105,17 @@ def reference_recipes(
         batch_size: slices per step.
         single_stage: include the mixed training of Table 7.
     """
-    common = {"iterations": iterations, "batch_size": batch_size}
+
+    def trained(strategy: Strategy) -> Recipe:
+        return Recipe(strategy=strategy, iterations=iterations, batch_size=batch_size)
+
     recipes = {
         "external": Recipe(strategy="external", iterations=0, batch_size=batch_size),
-        "two-stage (paper)": Recipe(strategy="two_stage", **common),
-        "internal": Recipe(strategy="internal", **common),
+        "two-stage (paper)": trained("two_stage"),
+        "internal": trained("internal"),
     }
     if single_stage:
-        recipes["single-stage"] = Recipe(strategy="single_stage", **common)
+        recipes["single-stage"] = trained("single_stage")
     return recipes
 
 
@@ -134,15 +139,13 @@ def start(
             raise ConfigError(f"strategy {recipe.strategy!r} needs a pretrained model")
         model.load_state_dict(pretrained)
     network = model.network
-    groups = {g: [f"network.{n}" for n in names] for g, names in network.parameter_groups().items()}
-    depths = stage_depths(groups) if recipe.layer_decay < 1 else None
     apply_plan(network, recipe.freeze, network.parameter_groups(), network.norm_parameters())
-    return start_training(model, recipe.optim(), depths)
+    return start_training(model, recipe.optim())
 
 
-def start_training(
-    model: RestorationModel, optim: OptimConfig, depths: Mapping[str, int] | None = None
-) -> TrainState:
+def start_training(model: RestorationModel, optim: OptimConfig) -> TrainState:
     """Training state at step 0 for whatever is trainable in ``model``."""
+    depths = stage_depths(model.network.parameter_groups())  # after adapters got their names
+    lr_scales = {f"network.{name}": optim.layer_decay**depth for name, depth in depths.items()}
     average = WeightAverage(model.named_parameters(), optim.ema) if optim.ema > 0 else None
-    return TrainState(model, build_optimizer(model, optim, depths), average)
+    return TrainState(model, build_optimizer(model, optim, lr_scales), average, lr_scales)

@@ -14,7 +14,7 @@ from typing import Any
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.config import flatten
 from mfdiff_core.data.dataset import Dataset, open_dataset
-from mfdiff_core.errors import DataError
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.outcome import Outcome, conclude, gain_over_paper
 from mfdiff_platform.progress import task
@@ -73,37 +73,51 @@ def adapt(
     The same request resumes; what is finished is not done again.
 
     Raises:
-        ConfigError: a study of this name has other settings.
+        ConfigError: a study of this name has other settings, or too few trials are asked for.
         DataError: data or pretrained weights are damaged, or every trial failed.
         ResourceError: a trial does not fit on the cluster.
     """
+    first = list(request.references())
+    if scale.trials < len(first):
+        raise ConfigError(
+            f"--trials {scale.trials} leaves no room for the {len(first)} reference recipes that"
+            f" every study runs ({', '.join(first)}); give at least {len(first)}"
+        )
     study = claim_study(workspace.study(request.name), request)
-    run = search(study, store, scale)
-    outcome = conclude(study)
-    report = write_report(study, outcome)
-    version = _register(study, outcome, store)
-    _log_outcome(run, outcome, report)
+    dataset = open_dataset(Path(request.data))
+    run = open_study_run(study, store, dataset)
+    with run.watched():
+        search(study, store, run, scale, dataset)
+        outcome = conclude(study)
+        report = write_report(study, outcome)
+        version = _register(study, outcome, store)
+        _log_outcome(run, outcome, report)
     run.finish("finished")
     return Adapted(study, outcome, version, report)
 
 
-def search(study: Study, store: TrackingStore, scale: SearchScale) -> Run:
-    """Run what is missing of a study's trials; returns its MLflow run, still open.
+def search(
+    study: Study, store: TrackingStore, parent: Run, scale: SearchScale, dataset: Dataset
+) -> None:
+    """Run what is missing of a study's trials.
 
     Raises:
         ResourceError: a trial does not fit on the cluster.
-        DataError: the dataset is damaged, or every trial failed.
+        DataError: every trial failed.
+        KeyboardInterrupt: Ctrl-C stopped it; Ray Tune itself returns as if all were done.
     """
-    dataset = open_dataset(Path(study.request.data))
-    parent = open_study_run(study, store, dataset)
-    missing = scale.trials - len(study.ledger.ended())
-    if missing > 0:
+    if _is_missing(study, scale):
         with connect() as cluster:
             _run_tuner(cluster, study, store, parent, scale, dataset)
+        if _is_missing(study, scale):
+            raise KeyboardInterrupt
     if not study.ledger.finished():
         reasons = {record.reason for record in study.ledger.in_state("failed")}
         raise DataError(f"study {study.request.name!r}: every trial failed: {'; '.join(reasons)}")
-    return parent
+
+
+def _is_missing(study: Study, scale: SearchScale) -> bool:
+    return bool(study.pending() or study.unasked(scale.trials))
 
 
 def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
@@ -165,8 +179,7 @@ def _run_tuner(
         space,
         pending=study.pending(),
         history=study.history(),
-        first=study.next_number(),
-        last=scale.trials,
+        numbers=study.unasked(scale.trials),
         seed=request.seed,
         sampler=request.sampler,
         metric="psnr",

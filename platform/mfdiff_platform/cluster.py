@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,12 +114,19 @@ def _start(cpus: int | None, gpus: int | None) -> None:
         return
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*package_roots(), *inherited]))
-    # A private umask keeps Ray's authentication token readable by its owner alone.
-    umask = os.umask(0o077)
-    try:
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
-    finally:
-        os.umask(umask)
+    _keep_token_private()
+    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+
+
+def _keep_token_private() -> None:
+    """Close the folder of Ray's authentication token, which Ray itself writes for all to read.
+
+    A umask would do as well, but workers inherit it, and a site's colleagues share their files.
+    """
+    folder = Path.home() / ".ray"
+    with suppress(OSError):  # no home to write to: then Ray finds no place for a token either
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
 
 
 def _dashboard_url() -> str:

@@ -78,8 +78,8 @@ def conclude(study: Study) -> Outcome:
     finalists["best trial"] = study.bundle_of(best)
     hashes = {name: load_bundle(folder).provenance.sha256 for name, folder in finalists.items()}
     path = study.folder / RESULTS
-    earlier = read_json(path) if path.is_file() else {"bundles": None, "test_evaluations": 0}
-    if earlier["bundles"] == hashes:
+    earlier = read_json(path) if path.is_file() else {}
+    if earlier.get("bundles") == hashes:
         return _outcome(earlier)
     dataset = open_dataset(Path(study.request.data))
     rows = _input_rows(dataset, study) + _bundle_rows(dataset, study, finalists)
@@ -87,7 +87,7 @@ def conclude(study: Study) -> Outcome:
         "rows": [asdict(row) for row in rows],
         "best": best.number,
         "definition": definition(),
-        "test_evaluations": earlier["test_evaluations"] + 1,
+        "test_evaluations": earlier.get("test_evaluations", 0) + 1,
         "bundles": hashes,
     }
     write_json(path, values)

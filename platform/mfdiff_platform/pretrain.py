@@ -47,7 +47,9 @@ class PretrainRequest:
     name: str
     data: str
     model: ModelConfig = field(default_factory=lambda: preset("base"))
-    train: TrainConfig = TrainConfig(validate_every=1000, snapshot_every=1000)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(validate_every=1000, snapshot_every=1000)
+    )
     batch_size: int = 4
     augment: Augmentation = "flip"
 
@@ -81,9 +83,9 @@ def pretrain(
         TrainingError: a worker failed; the message is its own.
     """
     folder = workspace.pretraining(request.name)
-    _claim(folder, request)
+    _refuse_another(folder, request)
     if (folder / BUNDLE).is_dir():
-        say(f"Pretraining [bold]{request.name}[/] is finished: {folder / BUNDLE}")
+        say(f"Pretraining {request.name} is finished: {folder / BUNDLE}")
         return load_bundle(folder / BUNDLE)
     if request.batch_size % workers.count:
         raise ConfigError(
@@ -92,13 +94,19 @@ def pretrain(
         )
     dataset = open_dataset(Path(request.data))
     check_image_size(dataset, request.model)
-    run = _open_run(store, request, dataset)
     with connect() as cluster:
         _require(cluster, workers)
+        # Only now: a command that could not begin must not hold the name.
+        write_json(folder / REQUEST, to_dict(request))
+        run = _open_run(store, request, dataset)
         total = request.train.iterations
-        with task(f"Pretraining {request.name} on {workers.resources}", total) as shown:
-            with follow(folder / EVENTS, _Follower(shown, run)):
-                _fit(folder, request, workers)
+        title = f"Pretraining {request.name} on {workers.resources}"
+        with (
+            run.watched(),
+            task(title, total) as shown,
+            follow(folder / EVENTS, _Follower(shown, run)),
+        ):
+            _fit(folder, request, workers)
     bundle = load_bundle(folder / BUNDLE)
     run.log_dir(bundle.folder, "checkpoints/best")
     run.log_metrics({f"best/{k}": v for k, v in bundle.provenance.metrics.items()}, total)
@@ -106,12 +114,11 @@ def pretrain(
     return bundle
 
 
-def _claim(folder: Path, request: PretrainRequest) -> None:
-    """Write the request to a new run's folder, or check that it is the one that was begun."""
-    values = to_dict(request)
+def _refuse_another(folder: Path, request: PretrainRequest) -> None:
+    """Check that a run that was begun in ``folder`` is the one requested."""
     if not (folder / REQUEST).is_file():
-        write_json(folder / REQUEST, values)
-    elif from_dict(PretrainRequest, read_json(folder / REQUEST)) != request:
+        return
+    if from_dict(PretrainRequest, read_json(folder / REQUEST)) != request:
         raise ConfigError(
             f"pretraining run {request.name!r} was begun with other settings (see"
             f" {folder / REQUEST}); give another --name, or the same settings to resume it"
@@ -128,7 +135,8 @@ def check_image_size(dataset: Dataset, model: ModelConfig) -> None:
     if have != want:
         raise ConfigError(
             f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
-            f" simulate again, choose another preset, or --set network.image_size={have}"
+            f" simulate at {want}x{want}, or pretrain a model of that size"
+            f" (pretrain --set model.network.image_size={have})"
         )
 
 
@@ -142,11 +150,10 @@ def _open_run(store: TrackingStore, request: PretrainRequest, dataset: Dataset) 
 
 def _require(cluster: Cluster, workers: Workers) -> None:
     have = cluster.total
-    fitting = have.gpus if workers.on_gpu and have.gpus else have.cpus
-    flag = "--gpus" if workers.on_gpu and have.gpus else "--cpus"
-    cluster.require(
-        workers.resources, f"pretraining with {workers.count} workers", f"try {flag} {fitting:g}"
-    )
+    on_gpu = workers.on_gpu and have.gpus > 0
+    fitting = min(have.gpus, have.cpus) if on_gpu else have.cpus
+    instead = f"try {'--gpus' if on_gpu else '--cpus'} {fitting:g}"
+    cluster.require(workers.resources, f"pretraining with {workers.count} workers", instead)
 
 
 class _Follower:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,6 +27,7 @@ class Task:
     """One piece of work: `update` says how far it is and in what state."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+        title = escape(title)  # names of files and studies are no markup
         self._title, self._total, self._bar = title, total, bar
         self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
@@ -33,7 +35,7 @@ class Task:
 
     def update(self, done: int, note: str = "") -> None:
         """Show ``done`` of the total and a short note such as the current loss."""
-        self._note = note or self._note
+        self._note = escape(note) or self._note
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, completed=done, note=self._note)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
@@ -81,6 +83,6 @@ def task(title: str, total: int) -> Iterator[Task]:
         shown.close()
 
 
-def say(text: str) -> None:
-    """One line for the user, on stderr."""
-    console.print(text, soft_wrap=True)
+def say(text: str, mark: str = "") -> None:
+    """One line for the user, on stderr; ``mark`` stands before it and may be styled."""
+    console.print(f"{mark}{escape(text)}", soft_wrap=True)

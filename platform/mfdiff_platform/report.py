@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 
+from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.evaluation.charts import best_so_far_chart, methods_chart
 from mfdiff_core.evaluation.statistics import Estimate
 from mfdiff_core.files import write_bytes
+from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
 from mfdiff_platform.study import REPORT, TRIALS, Study
 from mfdiff_platform.trial import PICTURE
@@ -69,18 +72,23 @@ def markdown_table(outcome: Outcome) -> str:
 def model_card(study: Study, outcome: Outcome) -> str:
     """What a registered version says of itself."""
     request = study.request
-    recipe = study.ledger[outcome.best].config["recipe"]
     parts = [
         f"**Restores low-dose PET of domain `{request.domain}`.** {NOTICE}",
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
-        f"Recipe:\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```",
+        f"Recipe:\n```yaml\n{recipe_yaml(study.ledger[outcome.best])}```",
         f"Data fingerprint `{request.data_fingerprint[:16]}`; "
         f"pretrained weights `{request.pretrained_sha256[:16]}`.",
     ]
     if request.domain in STAND_INS:
         parts.append(STAND_IN_NOTICE)
     return "\n\n".join(parts)
+
+
+def recipe_yaml(record: TrialRecord) -> str:
+    """A trial's recipe in full, defaults included, in the order that `Recipe` explains them."""
+    recipe = from_dict(Recipe, record.config["recipe"])
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False)
 
 
 def write_report(study: Study, outcome: Outcome) -> Path:
@@ -103,7 +111,7 @@ def write_report(study: Study, outcome: Outcome) -> Path:
         _figure(_search_png(study), "Validation PSNR of each finished trial, and the best so far."),
         _trials(study),
         "<h2>Winning recipe</h2>",
-        f"<pre>{escape(yaml.safe_dump(best.config['recipe'], sort_keys=False))}</pre>",
+        f"<pre>{escape(recipe_yaml(best))}</pre>",
         _pictures(study, outcome),
     ]
     if request.domain in STAND_INS:

@@ -6,7 +6,8 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -133,6 +134,18 @@ class Run:
         told = " ".join(f"{state}: {reason}".split()) if reason else state
         values = {"status": _STATUS[state], "state": told[:_LONGEST_REASON], "time_ms": now_ms()}
         self._submit("status", values)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Finish the run as failed or interrupted if the block does not come to its end."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.finish("interrupted")
+            raise
+        except Exception as fault:
+            self.finish("failed", str(fault))
+            raise
 
     def reopen(self) -> None:
         """Set the run going again after a resume."""

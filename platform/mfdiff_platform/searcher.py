@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -32,8 +32,7 @@ class RecipeSearcher(Searcher):
         pending: suggestions to run before any search: references, and trials that a killed
             session had begun.
         history: what earlier sessions found.
-        first: number of the first new suggestion.
-        last: number after the last one.
+        numbers: of the new suggestions to make.
         seed: seed of the study.
         sampler: ``tpe`` or ``random``.
         metric, mode: what Tune optimises.
@@ -45,8 +44,7 @@ class RecipeSearcher(Searcher):
         *,
         pending: Sequence[Suggestion],
         history: Sequence[Observation],
-        first: int,
-        last: int,
+        numbers: Sequence[int],
         seed: int,
         sampler: str,
         metric: str,
@@ -54,22 +52,24 @@ class RecipeSearcher(Searcher):
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._space, self._seed, self._sampler = space, seed, sampler
-        self._pending = list(pending)
-        self._next, self._last = first, last
+        self._pending, self._numbers = list(pending), list(numbers)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         direction = "maximize" if mode == "max" else "minimize"
         self._study = optuna.create_study(direction=direction)
-        for observation in history:
-            self._remember(observation)
+        self._begun: dict[int, optuna.Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
+        self._recall(history)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next suggestion as a Tune config."""
         if self._pending:
-            return _config(self._pending.pop(0))
-        if self._next >= self._last:
-            return Searcher.FINISHED
-        number, self._next = self._next, self._next + 1
+            suggestion = self._pending.pop(0)
+            if suggestion.number in self._begun:
+                self._asked[trial_id] = self._begun[suggestion.number]
+            return _config(suggestion)
+        if not self._numbers:
+            return str(Searcher.FINISHED)
+        number = self._numbers.pop(0)
         self._study.sampler = self._new_sampler(number)
         trial = self._study.ask()
         recipe = self._space(trial)
@@ -106,21 +106,46 @@ class RecipeSearcher(Searcher):
             seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
         )
 
+    def _recall(self, history: Sequence[Observation]) -> None:
+        """Tell Optuna of earlier sessions' search points, in the order they were suggested in."""
+        ended = {observation.suggestion.number: observation for observation in history}
+        begun = {suggestion.number: suggestion for suggestion in self._pending}
+        for number in sorted(ended.keys() | begun.keys()):
+            if number in ended:
+                self._remember(ended[number])
+            elif begun[number].distributions is not None:
+                self._begun[number] = self._ask_again(begun[number])
+
     def _remember(self, observation: Observation) -> None:
-        suggestion = observation.suggestion
-        if suggestion.distributions is None:
+        if observation.suggestion.distributions is None:
             return
         states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
         state = states.get(observation.outcome, TrialState.FAIL)
-        distributions = {n: json_to_distribution(d) for n, d in suggestion.distributions.items()}
+        params, distributions = _drawn(observation.suggestion)
+        stopped = state == TrialState.PRUNED
         self._study.add_trial(
             optuna.trial.create_trial(
                 state=state,
-                params={name: suggestion.recipe[name] for name in distributions},
+                params=params,
                 distributions=distributions,
                 value=observation.value if state == TrialState.COMPLETE else None,
+                intermediate_values={observation.iterations: observation.value} if stopped else {},
             )
         )
+
+    def _ask_again(self, suggestion: Suggestion) -> optuna.Trial:
+        """A running Optuna trial with the point that was suggested in an earlier session."""
+        params, distributions = _drawn(suggestion)
+        self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # has nothing left to draw
+        self._study.enqueue_trial(params)
+        return self._study.ask(distributions)
+
+
+def _drawn(suggestion: Suggestion) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """What Optuna drew for a suggestion, and where from."""
+    found = (suggestion.distributions or {}).items()
+    distributions = {name: json_to_distribution(text) for name, text in found}
+    return {name: suggestion.recipe[name] for name in distributions}, distributions
 
 
 def _config(suggestion: Suggestion) -> dict[str, Any]:

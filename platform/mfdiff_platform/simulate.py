@@ -143,11 +143,17 @@ def _run(
 
 
 def _as_completed(tasks: list[Any]) -> Iterator[Any]:
+    """Results as they come; a task's fault is raised in its own words, without Ray's."""
     import ray
 
     while tasks:
         ready, tasks = ray.wait(tasks, num_returns=1)
-        yield ray.get(ready[0])
+        try:
+            yield ray.get(ready[0])
+        except ray.exceptions.RayTaskError as failure:
+            for task_left in tasks:
+                ray.cancel(task_left)
+            raise failure.cause from None
 
 
 def _simulate_shard(

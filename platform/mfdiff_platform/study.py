@@ -120,14 +120,16 @@ class Study:
     def history(self) -> list[Observation]:
         """Search points that have ended, in order."""
         return [
-            Observation(suggestion_of(record), record.state, record.metrics.get("psnr"))
+            Observation(
+                suggestion_of(record), record.state, record.metrics.get("psnr"), record.iterations
+            )
             for record in self.ledger.ended()
         ]
 
-    def next_number(self) -> int:
-        """Number of the next search point; references have the first ones."""
-        highest = max((record.number for record in self.ledger), default=-1)
-        return max(highest + 1, len(self.request.references()))
+    def unasked(self, trials: int) -> list[int]:
+        """Numbers of the search points still to be suggested in a study of ``trials`` trials."""
+        known = {record.number for record in self.ledger}
+        return [n for n in range(len(self.request.references()), trials) if n not in known]
 
 
 def suggestion_of(record: TrialRecord) -> Suggestion:

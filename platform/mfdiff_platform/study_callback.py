@@ -14,7 +14,7 @@ from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.progress import Task, say
 from mfdiff_platform.run import Run
 from mfdiff_platform.study import TRIALS, Study, recorded
-from mfdiff_platform.suggestion import FINAL
+from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import BUNDLE, PICTURE
 
@@ -42,10 +42,15 @@ class StudyCallback(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Log one validation."""
-        metrics = {k: v for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
-        finite = {f"validation/{k}": v for k, v in metrics.items() if math.isfinite(v)}
-        self._run(trial).log_metrics(finite, int(result["iterations"]))
+        """Log one validation; at the end also the metrics of the bundle, the best validation's."""
+        run, step, final = self._run(trial), int(result["iterations"]), bool(result.get(FINAL))
+        finite = {k: v for k, v in _figures(result).items() if math.isfinite(v)}
+        last = {k.removeprefix(LAST): v for k, v in finite.items() if k.startswith(LAST)}
+        judged = {k: v for k, v in finite.items() if not k.startswith(LAST)}
+        curve = last if final else judged
+        run.log_metrics({f"validation/{k}": v for k, v in curve.items()}, step)
+        if final:
+            run.log_metrics({f"best/{k}": v for k, v in judged.items() if k != "loss"}, step)
         self._shown.update(self._done, self._note())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -60,12 +65,18 @@ class StudyCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that failed, with its reason; the search goes on."""
         reason = reason_of(trial.error_file)
-        say(f"[red]✗[/] trial {trial.config['number']} failed: {reason}")
+        say(f"trial {trial.config['number']} failed: {reason}", mark="[red]✗[/] ")
         self._end(trial, "failed", reason)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Close the runs of trials that Ctrl-C cut short; they stay pending in the ledger."""
+        for number in {record.number for record in self._study.ledger.in_state("running")}:
+            if number in self._runs:
+                self._runs[number].finish("interrupted")
 
     def _end(self, trial: Any, state: str, reason: str) -> None:
         number, result = trial.config["number"], trial.last_result or {}
-        metrics = {k: float(v) for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
+        metrics = {k: v for k, v in _figures(result).items() if not k.startswith(LAST)}
         folder = Path(TRIALS) / f"{number:04d}"
         finished = state == "finished"
         self._study.ledger.update(
@@ -115,6 +126,11 @@ class StudyCallback(Callback):
                 self._parent.spec.experiment, key, f"{number:03d} {what}", tags, self._parent
             )
         return self._runs[number]
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a report, without what Ray Tune adds to it."""
+    return {k: float(v) for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
 
 
 def reason_of(error_file: str | None) -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 FINAL = "final"
-"""Key of the last report of a trial that ran to its end."""
+"""Key of the last report of a trial that ran to its end; its metrics are those of the bundle."""
+LAST = "last/"
+"""Prefix, in that report, of the metrics of the last validation, which may not be the best one."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,12 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Observation:
-    """A finished search point of an earlier session: its suggestion, outcome and value."""
+    """A search point that ended in an earlier session.
+
+    ``value`` is its metric after ``iterations``, None if it failed before the first one.
+    """
 
     suggestion: Suggestion
     outcome: str
     value: float | None
+    iterations: int

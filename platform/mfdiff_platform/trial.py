@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.data.batches import BatchStream
 from mfdiff_core.data.dataset import SliceSet
 from mfdiff_core.data.slices import SliceInfo
-from mfdiff_core.errors import ConfigError
+from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.figures import comparison_figure
 from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, summarise
 from mfdiff_core.files import write_bytes
@@ -25,7 +26,7 @@ from mfdiff_core.training.freezing import merge_lora
 from mfdiff_core.training.loop import Precision, Progress, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import Recipe, start
-from mfdiff_platform.suggestion import FINAL
+from mfdiff_platform.suggestion import FINAL, LAST
 
 BUNDLE, PICTURE = "bundle", "validation.png"
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def run_trial(
     """Carry out ``recipe``, report each validation, and write the best weights as a bundle.
 
     Raises:
-        TrainingError: the loss was not finite.
+        TrainingError: the loss or the validation was not finite.
         ConfigError: the recipe does not fit the network.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,6 +108,8 @@ def run_trial(
     state = start(model, recipe, pretrained)
     held_out = data.validation.unpack(device)
     best = _carry_out(state, recipe, setting, data, held_out, pretrained, report)
+    if not math.isfinite(best["psnr"]):
+        raise TrainingError(f"the validation PSNR is {best['psnr']}; lower the learning rate")
     model.load_state_dict(state.best_weights)
     merge_lora(model)
     folder = setting.folder / "trials" / f"{number:04d}"
@@ -186,10 +189,10 @@ def slice_picture(model: RestorationModel, slices: SliceSet, title: str) -> byte
     chosen = slices.select(lambda info: info is slices.infos[row])
     restored = restore_slices(model, chosen).x_s
     scale = chosen.infos[0].scale * KBQ
-    panels = {"LPET": chosen.x_p[0, 0].numpy() * scale, title: restored[0, 0].numpy() * scale}
+    panels = {"LPET": (chosen.x_p[0, 0] * scale).numpy(), title: (restored[0, 0] * scale).numpy()}
     return comparison_figure(
         panels,
-        chosen.x_s[0, 0].numpy() * scale,
+        (chosen.x_s[0, 0] * scale).numpy(),
         x_m=chosen.x_m[0, 0].numpy(),
         voxel_mm=chosen.infos[0].voxel_mm,
     )
@@ -202,12 +205,14 @@ def tune_trial(config: dict[str, Any], *, setting: TrialSetting, data: TrialData
     torch.use_deterministic_algorithms(True, warn_only=True)
     last: dict[str, float] = {}
 
-    def report(metrics: dict[str, float]) -> None:
-        if last:
-            tune.report(dict(last))
-        last.clear()
-        last.update(metrics)
-
     recipe = from_dict(Recipe, config["recipe"], "recipe")
+
+    def report(metrics: dict[str, float]) -> None:
+        last.update(metrics)
+        # The last validation waits for the bundle: a trial may be stopped wherever it reports.
+        if metrics["iterations"] < recipe.iterations:
+            tune.report(metrics)
+
     bundle = run_trial(config["number"], recipe, setting, data, report)
-    tune.report(last | bundle.provenance.metrics | {FINAL: True})
+    at_the_end = {f"{LAST}{name}": value for name, value in last.items()}
+    tune.report(last | at_the_end | bundle.provenance.metrics | {FINAL: True})

@@ -44,6 +44,14 @@ def test_projection_does_not_depend_on_the_number_of_subsets() -> None:
     assert torch.equal(whole, parts)
 
 
+def test_reused_memory_changes_nothing() -> None:
+    projector, x = Projector(GEOMETRY, 3, dtype=torch.float64), random(24 * 24, 2)
+    y = projector.forward(1, x)
+    assert torch.equal(projector.forward(1, x, torch.full_like(y, torch.nan)), y)
+    back = projector.adjoint(1, y)
+    assert torch.equal(projector.adjoint(1, y, torch.full_like(x, torch.nan)), back)
+
+
 def test_split_undoes_the_interleaving() -> None:
     projector = Projector(GEOMETRY, 7, dtype=torch.float64)
     x = random(24 * 24, 2)

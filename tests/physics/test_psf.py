@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from mfdiff_core.physics import psf
 from mfdiff_core.physics.psf import FWHM_PER_SIGMA, GaussianBlur
 
 BLUR = GaussianBlur(fwhm_mm=4.0, voxel_mm=2.08626)
@@ -31,6 +32,20 @@ def test_blur_equals_scipy() -> None:
     sigma = 4.0 / FWHM_PER_SIGMA / 2.08626
     expected = gaussian_filter(x[:, :, 0].numpy(), sigma, mode="constant", truncate=4.0)
     assert np.allclose(BLUR(x)[:, :, 0].numpy(), expected, atol=1e-12)
+
+
+def test_strips_leave_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random(23, 9, 4)
+    whole = BLUR(x)
+    for rows in (1, 2, 3, 7):
+        monkeypatch.setattr(psf, "_STRIP_BYTES", rows * 9 * 4 * 8)
+        assert torch.equal(BLUR(x), whole)
+
+
+def test_reused_memory_changes_nothing() -> None:
+    x = random(12, 12, 2)
+    out, scratch = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    assert torch.equal(BLUR(x, out, scratch), BLUR(x))
 
 
 def test_width_at_half_maximum_is_what_was_asked_for() -> None:

@@ -25,7 +25,8 @@ def lpet_row(slices: list[SimulatedSlice]) -> NDArray[np.float64]:
         error = np.square(low - standard)
         ssim = structural_similarity(low, standard, data_range=1.0)
         rows.append((-10 * np.log10(error.mean()), ssim, error.sum() / np.square(standard).sum()))
-    return np.array(rows).mean(0, dtype=np.float64)
+    mean: NDArray[np.float64] = np.mean(rows, axis=0)
+    return mean
 
 
 @pytest.mark.slow

@@ -112,5 +112,5 @@ def command(
         "model": adapted.model,
         "report": str(adapted.report),
     }
-    text = f"{rows_text(adapted.outcome)}\n\nmodel   {adapted.model} (candidate)\nreport  {adapted.report}"
-    print_result(values, text, as_json)
+    where = f"model   {adapted.model} (candidate)\nreport  {adapted.report}"
+    print_result(values, f"{rows_text(adapted.outcome)}\n\n{where}", as_json)

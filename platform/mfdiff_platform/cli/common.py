@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,14 +52,14 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         click.UsageError: an item without ``=``.
     """
-    import yaml
+    from mfdiff_platform.yaml_file import parse_yaml
 
     parsed: dict[str, Any] = {}
     for item in settings:
         path, found, value = item.partition("=")
         if not found or not path:
             raise click.UsageError(f"--set takes a.b=value, got {item!r}")
-        parsed[path] = yaml.safe_load(value)
+        parsed[path] = parse_yaml(value, f"--set {path}")
     return parsed
 
 
@@ -78,7 +78,7 @@ def print_result(values: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(json.dumps(values, indent=2) if as_json else text)
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Plain aligned columns; the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [

@@ -50,12 +50,11 @@ def command(
     from mfdiff_platform.restoration import restore_files
     from mfdiff_platform.workspace import open_workspace
 
-    place = open_workspace(workspace)
     bundle = Path(reference)
     if not bundle.is_dir():
         from mfdiff_platform.registry import SiteModels
 
-        bundle = SiteModels(open_store(place)).resolve(reference)
+        bundle = SiteModels(open_store(open_workspace(workspace))).resolve(reference)
     done = restore_files(bundle, pet, mr, out, seed)
     values = {
         "out": str(out),
@@ -63,5 +62,6 @@ def command(
         "activity_ratio": done.activity_ratio,
         "notes": list(done.notes),
     }
-    text = f"{out}\n{done.slices} slices restored; total activity {done.activity_ratio:.3f} of the input's"
-    print_result(values, "\n".join([text, *done.notes]), as_json)
+    facts = f"{done.slices} slices restored"
+    activity = f"total activity {done.activity_ratio:.3f} of the input's"
+    print_result(values, "\n".join([str(out), f"{facts}; {activity}", *done.notes]), as_json)

@@ -1,0 +1,1 @@
+"""Slices on disk and scans in files: Arrow shards, manifest, split, batches; NIfTI volumes."""

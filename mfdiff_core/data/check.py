@@ -1,0 +1,92 @@
+"""Everything that can be wrong with a dataset, found in one pass and said in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, load_manifest, verify_shard
+from mfdiff_core.data.slices import Shard
+from mfdiff_core.data.splits import PARTS, load_split
+from mfdiff_core.errors import DataError
+
+Severity = Literal["error", "warning"]
+HIGHEST_INTENSITY = 20.0
+"""Intensities are about [0, 1]; noise of a very low dose reaches a few times that."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault: a code to look up, where it is, what it is and what to do."""
+
+    severity: Severity
+    code: str
+    where: str
+    message: str
+
+
+def check_dataset(folder: Path) -> list[Finding]:
+    """All findings of a dataset folder; an empty list is a clean bill.
+
+    Checks the manifest, every shard's size, hash, schema and values, and that the split names
+    each subject once. Never raises for what is wrong with the data.
+    """
+    try:
+        manifest = load_manifest(folder)
+    except DataError as fault:
+        return [Finding("error", "manifest", MANIFEST, str(fault))]
+    findings: list[Finding] = []
+    for entry in manifest.shards:
+        try:
+            shard = verify_shard(folder, entry)
+        except DataError as fault:
+            findings.append(Finding("error", "damaged", entry.file, str(fault)))
+            continue
+        findings += _shard_findings(entry.file, entry.subject, manifest.domain, shard)
+    listed = {entry.file for entry in manifest.shards}
+    for path in sorted((folder / SHARDS).glob("*.arrow")):
+        if path.relative_to(folder).as_posix() not in listed:
+            text = "not in the manifest, so it is never read; remove it"
+            findings.append(Finding("warning", "stray", path.name, text))
+    return findings + _split_findings(folder, set(manifest.subjects))
+
+
+def _shard_findings(file: str, subject: str, domain: str, shard: Shard) -> Iterator[Finding]:
+    strangers = {info.subject for info in shard.infos} - {subject}
+    if strangers:
+        text = f"holds slices of {', '.join(sorted(strangers))} besides {subject}: this leaks"
+        yield Finding("error", "leak", file, text)
+    if {info.domain for info in shard.infos} - {domain}:
+        yield Finding("error", "domain", file, f"holds slices of another domain than {domain}")
+    keys = [info.key for info in shard.infos]
+    if len(set(keys)) < len(keys):
+        yield Finding("error", "duplicate", file, "holds a slice twice")
+    for name in ("x_p", "x_m", "x_s"):
+        images = shard.arrays[name]
+        for row in np.flatnonzero(~np.isfinite(images).all(axis=(1, 2))):
+            yield Finding("error", "not-finite", file, f"{name} of {keys[row]} has NaN or infinity")
+        for row in np.flatnonzero(images.max(axis=(1, 2)) <= 0):
+            yield Finding("error", "empty", file, f"{name} of {keys[row]} is empty")
+        for row in np.flatnonzero(images.max(axis=(1, 2)) > HIGHEST_INTENSITY):
+            text = f"{name} of {keys[row]} reaches {images[row].max():.0f}: is it scaled?"
+            yield Finding("warning", "range", file, text)
+    for info in shard.infos:
+        if not (info.scale > 0 and info.mr_scale > 0 and info.voxel_mm > 0):
+            text = f"{info.key} has a scale or voxel size that is not positive"
+            yield Finding("error", "scale", file, text)
+
+
+def _split_findings(folder: Path, subjects: set[str]) -> list[Finding]:
+    try:
+        split = load_split(folder / SPLIT)
+    except DataError as fault:
+        return [Finding("error", "split", SPLIT, str(fault))]
+    listed = {subject for part in PARTS for subject in split.subjects(part)}
+    if listed == subjects:
+        return []
+    odd = ", ".join(sorted(listed ^ subjects))
+    return [Finding("error", "split", SPLIT, f"split and manifest disagree on {odd}")]

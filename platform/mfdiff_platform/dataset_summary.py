@@ -1,0 +1,75 @@
+"""A dataset in one table and one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.evaluation.figures import Triplet, contact_sheet
+from mfdiff_core.evaluation.metrics import evaluate_slices
+from mfdiff_core.files import write_bytes
+
+GREY, WHITE = 2, 3
+"""BrainWeb classes."""
+
+
+class SettingSummary(NamedTuple):
+    """One setting of a dataset.
+
+    ``psnr``, ``ssim`` and ``nmse`` are the LPET's in the quantitative convention; ``noise`` is the
+    standard deviation of LPET minus SPET in white matter over the SPET's mean there, and
+    ``grey_white`` the SPET's ratio of means; both NaN where tissue is not known.
+    """
+
+    setting: str
+    slices: int
+    subjects: int
+    psnr: float
+    ssim: float
+    nmse: float
+    noise: float
+    grey_white: float
+
+
+def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
+    """A row per setting, over all subjects."""
+    rows = []
+    for setting in dataset.manifest.settings:
+        x_p, x_s, tissue, subjects = _of_setting(dataset, setting)
+        metrics = evaluate_slices(x_p, x_s).mean()
+        white, grey = tissue == WHITE, tissue == GREY
+        known = bool(white.any() and grey.any())
+        noise = float((x_p - x_s)[white].std() / x_s[white].mean()) if known else float("nan")
+        ratio = float(x_s[grey].mean() / x_s[white].mean()) if known else float("nan")
+        rows.append(SettingSummary(setting, len(x_p), subjects, *metrics, noise, ratio))
+    return rows
+
+
+def _of_setting(dataset: Dataset, setting: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # type: ignore[type-arg]
+    """LPET, SPET and tissue [N, H, W] of a setting, and how many subjects it has."""
+    parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_s": [], "tissue": []}  # type: ignore[type-arg]
+    subjects = 0
+    for shard in dataset.shards:
+        rows = [row for row, info in enumerate(shard.infos) if info.setting == setting]
+        subjects += bool(rows)
+        for name, found in parts.items():
+            found.append(shard.arrays[name][rows])
+    x_p, x_s, tissue = (np.concatenate(found) for found in parts.values())
+    return x_p, x_s, tissue, subjects
+
+
+def write_contact_sheet(dataset: Dataset, path: Path) -> None:
+    """PNG with the middle slice of the first subject in each setting."""
+    rows = {}
+    for setting in dataset.manifest.settings:
+        shard = dataset.shards[0]
+        chosen = [row for row, info in enumerate(shard.infos) if info.setting == setting]
+        row = chosen[len(chosen) // 2]
+        scale = np.float32(shard.infos[row].scale)
+        x_m, x_p, x_s = (shard.arrays[name][row] for name in ("x_m", "x_p", "x_s"))
+        rows[setting] = Triplet(x_m, x_p * scale, x_s * scale)
+    voxel_mm = dataset.shards[0].infos[0].voxel_mm
+    write_bytes(path, contact_sheet(rows, unit="activity", voxel_mm=voxel_mm))
