@@ -73,11 +73,12 @@ def restore_volume(
     native = np.ascontiguousarray(axial_slices(lpet))
     native_mr = np.ascontiguousarray(axial_slices(resample_to(mr, lpet)))
     grid = _Grid.of(bundle, lpet, (native.shape[1], native.shape[2]))
-    occupied = _occupied(native)
+    seen, seen_mr = grid.to_model(native), grid.to_model(native_mr)
+    occupied = _occupied(seen)
     out, spread = native.copy(), np.zeros_like(native)
     for start in range(0, len(occupied), batch_size):
         rows = occupied[start : start + batch_size]
-        x_p, x_m = grid.to_model(native[rows]), grid.to_model(native_mr[rows])
+        x_p, x_m = seen[rows], seen_mr[rows]
         scale = np.array([pet_scale(image) for image in x_p], dtype=np.float32)[:, None, None]
         scale_m = np.array([mr_scale(image) for image in x_m], dtype=np.float32)[:, None, None]
         restored = model.restore(
@@ -123,6 +124,6 @@ class _Grid:
 
 
 def _occupied(slices: Stack) -> list[int]:
-    """Rows of slices that hold activity."""
+    """Rows of slices that hold activity in the model's field, enough of it to be scaled by."""
     levels = np.percentile(slices.reshape(len(slices), -1), 99.5, axis=1)
     return [int(row) for row in np.flatnonzero(levels > EMPTY_SHARE * levels.max())]

@@ -33,6 +33,7 @@ BQ_PER_ML = 20_000.0
 
 MakeDataset = Callable[..., Path]
 MakeRecord = Callable[..., SliceRecord]
+MakeModel = Callable[[], RestorationModel]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,28 +116,39 @@ def own_dataset(dataset_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    """Preset ``tiny`` with fewer channels and a process of 20 steps: 50 ms per training step."""
+    """Preset ``tiny`` on half the grid with fewer channels: 30 ms per training step."""
     thin = {
+        "network.patch_size": 2,
         "network.fusion.channels": 8,
         "network.fusion.heads": 2,
         "network.fusion.couplings": 1,
         "network.fusion.fusion_couplings": 1,
         "network.unet.channels": 8,
         "network.unet.norm_groups": 4,
+        "network.unet.attention_resolutions": (8,),
         "diffusion.num_steps": 20,
     }
     return override(preset("tiny"), thin)
 
 
+@pytest.fixture(scope="session")
+def make_model(tiny_config: ModelConfig) -> MakeModel:
+    """Makes one and the same model, in which no layer is left at zero: every input matters."""
+
+    def make() -> RestorationModel:
+        model = build_model(tiny_config, seed=0)
+        source = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1, generator=source)
+        return model
+
+    return make
+
+
 @pytest.fixture
-def tiny_model(tiny_config: ModelConfig) -> RestorationModel:
-    """A model in which no layer is left at zero, so that every input has an effect."""
-    model = build_model(tiny_config, seed=0)
-    source = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1, generator=source)
-    return model.eval()
+def tiny_model(make_model: MakeModel) -> RestorationModel:
+    return make_model().eval()
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class MFdiff(nn.Module):
     def set_memory_format(self, *, fusion: torch.memory_format, unet: torch.memory_format) -> None:
         """Choose the layout of activations and weights of either part.
 
-        The default (channels_last fusion, contiguous U-Net) is the fastest on CPUs.
+        The default, channels_last for both, is the fastest on CPUs.
         """
         self.fusion.memory_format = fusion
         self.unet.memory_format = unet

@@ -44,7 +44,7 @@ class PatchTransform(nn.Module):
             return x
         kernel = (self.whitening if whiten else self.basis).to(x.dtype)
         patches = F.conv2d(x.flatten(0, 1).unsqueeze(1), kernel, stride=self.patch_size)
-        return patches.unflatten(0, x.shape[:2]).flatten(1, 2)
+        return patches.reshape(len(x), -1, *patches.shape[2:])
 
     def join(self, coefficients: Tensor) -> Tensor:
         """Image [B, 1, H, W] of unscaled coefficients [B, p*p, H/p, W/p]."""

@@ -76,11 +76,24 @@ def apply_plan(
         raise ConfigError(f"freeze plan {plan!r} leaves nothing to train in this network")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trained)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_contiguous_behind_frozen)
 
 
 def unfreeze(network: nn.Module) -> None:
     """Train everything from now on."""
     network.requires_grad_(True)
+
+
+def _contiguous_behind_frozen(module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+    """Input of a group norm, copied where it comes from frozen layers in channels_last.
+
+    The backward pass of torch's CPU kernel takes the process down if such an input needs no
+    gradient but the norm's weights do (torch 2.13).
+    """
+    (x,) = args
+    return x.contiguous() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
 class LowRank(nn.Module):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from pathlib import Path
 import mfdiff_core
 import mfdiff_platform
 from mfdiff_platform.errors import ResourceError
+
+KNOCK_S = 5.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -102,11 +107,12 @@ def _start(cpus: int | None, gpus: int | None) -> None:
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError) as fault:
+        except (OSError, RuntimeError) as fault:
             raise ResourceError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({fault}); start it, or unset"
                 " RAY_ADDRESS to use this machine"
@@ -118,6 +124,13 @@ def _start(cpus: int | None, gpus: int | None) -> None:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
 
 
+def _knock(address: str) -> None:
+    """Raise OSError within seconds where nobody listens; Ray would try for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+
+
 def _keep_token_private() -> None:
     """Close the folder of Ray's authentication token, which Ray itself writes for all to read.
 
@@ -127,6 +140,22 @@ def _keep_token_private() -> None:
     with suppress(OSError):  # no home to write to: then Ray finds no place for a token either
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C mean KeyboardInterrupt again, during and after a fit of Ray Train.
+
+    Ray Train answers Ctrl-C by exiting as if all were well, and leaves its handler behind.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _dashboard_url() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
 from mfdiff_core.config import flatten, from_dict, to_dict
@@ -21,11 +21,14 @@ from mfdiff_core.files import read_json, write_json
 from mfdiff_core.model import ModelConfig, RestorationModel, build_model, preset
 from mfdiff_core.training.loop import Progress, Share, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.strategies import start_training
-from mfdiff_platform.cluster import Cluster, Resources, connect
+from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
 from mfdiff_platform.events import EventLog, follow
 from mfdiff_platform.progress import Task, say, task
 from mfdiff_platform.tracking import Run, TrackingStore
 from mfdiff_platform.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mfdiff_platform.context import TrainContext
 
 EXPERIMENT = "mfdiff-pretraining"
 EVENTS, REQUEST, BUNDLE = "events.jsonl", "request.json", "bundle"
@@ -196,7 +199,8 @@ def _fit(folder: Path, request: PretrainRequest, workers: Workers) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with interruptible():
+            trainer.fit()
     except ray.train.TrainingFailedError as failure:
         raise TrainingError(_reason(failure)) from failure
 
@@ -211,12 +215,15 @@ def _reason(failure: Exception) -> str:
 
 
 def pretrain_worker(config: dict[str, Any]) -> None:
-    """One worker of the group."""
+    """One worker of a Ray Train group."""
     from mfdiff_platform.context import RayTrainContext
 
     request = from_dict(PretrainRequest, config["request"])
-    folder = Path(config["folder"])
-    context = RayTrainContext()
+    run_worker(request, Path(config["folder"]), RayTrainContext())
+
+
+def run_worker(request: PretrainRequest, folder: Path, context: TrainContext) -> None:
+    """Train under any launcher; rank 0 writes events and, at the end, the bundle to ``folder``."""
     dataset = open_dataset(Path(request.data))
     model = build_model(request.model, request.train.seed).to(context.device)
     state = start_training(model, request.train.optim)
@@ -245,6 +252,8 @@ def pretrain_worker(config: dict[str, Any]) -> None:
             log.append("progress", event.step, values | {"steps_per_s": rate})
         elif log is not None and isinstance(event, Validated):
             log.append("validated", event.step, event.metrics)
+    if not state.best_weights:
+        raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
     if context.share.rank == 0:
         save_bundle(
             folder / BUNDLE,

@@ -8,6 +8,7 @@ told to Optuna as pruned, one that fails as failed; only full trials count as co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ class RecipeSearcher(Searcher):
         trial = self._asked.pop(trial_id, None)
         if trial is None:
             return
-        if error or not result or self.metric not in result:
+        if error or not result or not math.isfinite(result.get(self.metric, math.nan)):
             self._study.tell(trial, state=TrialState.FAIL)
         elif result.get(FINAL):
             self._study.tell(trial, result[self.metric])

@@ -68,6 +68,8 @@ class SimulationRequest:
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
             raise ConfigError(f"unknown domain {self.domain!r}; simulated are {', '.join(DOMAINS)}")
+        if self.brainweb is not None and self.domain != "phantom":
+            raise ConfigError(f"--brainweb is for --domain phantom; {self.domain} is other people")
 
 
 def simulate(request: SimulationRequest, out: Path) -> Manifest:

@@ -85,17 +85,6 @@ class Study:
         """Bundle folder of a finished trial."""
         return self.folder / record.bundle
 
-    def reference(self, name: str) -> TrialRecord:
-        """The finished trial of a reference recipe.
-
-        Raises:
-            DataError: it has not finished.
-        """
-        for record in self.ledger.finished():
-            if record.config["reference"] == name:
-                return record
-        raise DataError(f"{self.folder}: reference recipe {name!r} has not finished")
-
     def best(self) -> TrialRecord:
         """Finished trial with the highest validation PSNR, the earliest of equals.
 

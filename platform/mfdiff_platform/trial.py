@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,8 +107,8 @@ def run_trial(
     state = start(model, recipe, pretrained)
     held_out = data.validation.unpack(device)
     best = _carry_out(state, recipe, setting, data, held_out, pretrained, report)
-    if not math.isfinite(best["psnr"]):
-        raise TrainingError(f"the validation PSNR is {best['psnr']}; lower the learning rate")
+    if not state.best_weights:
+        raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
     model.load_state_dict(state.best_weights)
     merge_lora(model)
     folder = setting.folder / "trials" / f"{number:04d}"

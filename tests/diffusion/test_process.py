@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from mfdiff_core.config import from_dict
@@ -68,7 +69,13 @@ def test_noised_image_has_mean_and_variance_of_eq_7() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"target": "eps"}, {"target": "v"}, {"target": "x0"}, {"target": "x0", "residual": True}],
+    [
+        {"target": "eps"},
+        {"target": "v"},
+        {"target": "x0"},
+        {"target": "x0", "residual": True},
+        {"target": "x0", "residual": True, "smoothing_px": 0.9, "output_scale": 0.1},
+    ],
     ids=str,
 )
 def test_a_perfect_output_has_no_loss_and_returns_x_0(changes: dict[str, Any]) -> None:
@@ -80,6 +87,23 @@ def test_a_perfect_output_has_no_loss_and_returns_x_0(changes: dict[str, Any]) -
     estimate = p.predict_x0(output, x_t, STEPS, x_p)
     # Tables are float32 (6e-8) and eps is amplified by 1/sqrt(alpha_bar) = 157 at the last step.
     torch.testing.assert_close(estimate, x_0, atol=1e-4, rtol=0)
+
+
+def test_output_scale_multiplies_the_target_alone() -> None:
+    x_0, eps, x_p = images()
+    plain, scaled = (
+        process(target="x0", output_scale=scale).target(x_0, STEPS, eps, x_p)
+        for scale in (1.0, 0.1)
+    )
+    torch.testing.assert_close(scaled, 10.0 * plain)
+
+
+def test_an_output_of_zero_restores_the_filtered_lpet() -> None:
+    x_p = torch.randn(1, 1, 12, 9, generator=generator(0))
+    p = process(target="x0", residual=True, smoothing_px=0.9)
+    estimate = p.predict_x0(torch.zeros_like(x_p), x_p, torch.tensor([500]), x_p)
+    expected = gaussian_filter(x_p[0, 0].numpy(), 0.9, mode="nearest", radius=3)
+    torch.testing.assert_close(estimate[0, 0], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_noise_is_recovered_from_x_0() -> None:
@@ -172,6 +196,9 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"beta_end": 1.0}, "beta_end=1.0"),
         ({"beta_start": 0.03}, "beta_start=0.03, beta_end=0.02"),
         ({"residual": True}, "residual=True needs target='x0', got target='eps'"),
+        ({"smoothing_px": 0.9}, "smoothing_px=0.9, residual=False"),
+        ({"target": "x0", "output_scale": 0.0}, "output_scale=0.0"),
+        ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),
         ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),
         ({"timestep_bias": -1.0}, "timestep_bias=-1.0"),
         ({"target": "score"}, "'score' is not one of"),

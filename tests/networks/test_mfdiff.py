@@ -74,14 +74,6 @@ def test_network_reads_x_t_then_x_p_then_f() -> None:
     torch.testing.assert_close(net(x_t, t, x_p, f), expected)
 
 
-def test_patches_keep_pixels_in_place() -> None:
-    net = tiny(2)
-    net.unet = nn.Module()  # type: ignore[assignment]
-    net.unet.forward = lambda x, t: x[:, :4]  # type: ignore[method-assign]
-    x_t, x_p, _, t = batch()
-    assert torch.equal(net(x_t, t, x_p, torch.zeros(2, 8, 8, 8)), x_t)
-
-
 def test_output_is_zero_before_training() -> None:
     x_t, x_p, x_m, t = batch(32)
     assert (restored(MFdiff(network_preset("tiny")), x_t, x_p, x_m, t) == 0).all()

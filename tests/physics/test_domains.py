@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -125,6 +126,38 @@ def test_protocols_differ_in_activity_and_contrast() -> None:
 def test_subjects_differ_in_uptake() -> None:
     grey = [grey_and_white(recipe("ood3"), "bolus", f"s{i}")[0] for i in range(20)]
     assert 0.03 < np.std(grey) / np.mean(grey) < 0.3
+
+
+@pytest.mark.parametrize("spread", ["dose_std", "rates_std"])
+def test_uptake_varies_by_the_configured_spread(spread: str) -> None:
+    none = {"activity.dose_std": 0.0, "activity.rates_std": 0.0}
+    config = override(recipe("ood3"), {**none, f"activity.{spread}": 0.1})
+    frame = config.settings[0].low.frame
+    tables = [activity_table(config.activity, frame, (0, f"s{i}")) for i in range(60)]
+    values = [t[Tissue.GREY] for t in tables]
+    assert 0.05 < np.std(values) / np.mean(values) < 0.2
+
+
+def test_trapping_alone_changes_the_brain_and_not_the_blood() -> None:
+    config = override(recipe("ood3"), {"activity.dose_std": 0.0})
+    frame = config.settings[0].low.frame
+    tables = [activity_table(config.activity, frame, (0, f"s{i}")) for i in range(5)]
+    assert len({float(t[Tissue.VESSELS]) for t in tables}) == 1
+    assert len({float(t[Tissue.GREY]) for t in tables}) == 5
+
+
+def test_subjects_differ_in_trapping_and_not_only_in_delivery() -> None:
+    config = override(recipe("ood3"), {"activity.dose_std": 0.0, "activity.grey.vb": 0.0})
+    late = config.settings[0].standard.frame
+    assert late is not None
+    early = dataclasses.replace(late, start_s=60.0, duration_s=30.0)
+    gain = [
+        np.divide(
+            *(activity_table(config.activity, f, (0, f"s{i}"))[Tissue.GREY] for f in (late, early))
+        )
+        for i in range(20)
+    ]
+    assert np.std(gain) / np.mean(gain) > 0.03  # K1 alone would scale both frames alike
 
 
 def test_unknown_domain_is_refused() -> None:

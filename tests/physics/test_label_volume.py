@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mfdiff_core.errors import DataError
 from mfdiff_core.physics.label_volume import LabelVolume, check_label_map, read_label_volume
-from mfdiff_core.physics.phantom import FINE_MM, Anatomy, Tissue
+from mfdiff_core.physics.phantom import FINE_MM, FINE_PX, Anatomy, Tissue
 
 LABEL_MAP = ((3, "white"), (7, "vessels"), (42, "grey"))
 
@@ -67,6 +67,17 @@ def test_a_brain_alone_gets_skull_and_skin(tmp_path: Path) -> None:
     order = [int(middle[0]), *(int(b) for a, b in pairwise(middle) if a != b)]
     half = [Tissue.BACKGROUND, Tissue.SKIN, Tissue.SKULL, Tissue.CSF, Tissue.GREY]
     assert order == [*half, Tissue.WHITE, *half[::-1]]
+
+
+def test_lesion_places_lie_in_white_matter() -> None:
+    labels = np.zeros((60, 60, 60), np.uint8)
+    labels[20:30, 40:50, 5:25] = Tissue.WHITE  # low, to the front, on the left
+    heights = np.arange(-10, 11, dtype=np.float32)
+    found = LabelVolume(labels, (1.0, 1.0, 1.0)).anatomy(heights)
+    assert len(found.white_mm) > 10
+    for z, row, column in found.white_mm[abs(found.white_mm[:, 0]) <= 9]:
+        r, c = (round(v / FINE_MM + (FINE_PX - 1) / 2) for v in (row, column))
+        assert found.labels[np.abs(heights - z).argmin(), r, c] == Tissue.WHITE
 
 
 def test_outside_the_volume_is_air() -> None:

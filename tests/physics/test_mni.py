@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import resources
 from itertools import combinations
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_tissue_volumes_are_human(people: list[NDArray[np.uint8]]) -> None:
         assert 45 < area_cm2[Tissue.GREY] < 100
         assert 45 < area_cm2[Tissue.WHITE] < 90
         assert 0.8 < area_cm2[Tissue.GREY] / area_cm2[Tissue.WHITE] < 1.8
+
+
+def test_front_is_up(people: list[NDArray[np.uint8]]) -> None:
+    # heads are broader behind the middle, over the parietal lobes
+    behind = []
+    for labels in people:
+        width = (labels[0] > 0).sum(1)
+        rows = np.flatnonzero(width)
+        behind.append(rows[width[rows].argmax()] - rows.mean())
+    assert np.mean(behind) * FINE_MM > 5
 
 
 def test_head_is_closed_by_skull_and_skin(people: list[NDArray[np.uint8]]) -> None:
@@ -101,6 +112,15 @@ def test_random_field_has_unit_variance_and_its_scale() -> None:
     assert values.std() == pytest.approx(1.0, abs=0.1)
     shifted = np.mean(values[:, :, 3:] * values[:, :, :-3]) / np.mean(values**2)
     assert shifted == pytest.approx(np.exp(-((6 / 12) ** 2)), abs=0.06)
+
+
+def test_template_is_small_plain_and_travels_with_its_notice() -> None:
+    folder = resources.files("mfdiff_core.physics") / "data"
+    asset = folder / "mni152_tissue.npz"
+    assert len(asset.read_bytes()) < 1_500_000
+    with asset.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        assert {data[name].dtype.kind for name in data.files} <= {"u", "f"}
+    assert "Louis Collins, McConnell Brain Imaging Centre" in (folder / "NOTICE.md").read_text()
 
 
 def test_bad_anatomy_is_refused() -> None:

@@ -105,3 +105,12 @@ def test_pixels_that_no_line_meets_are_zero() -> None:
     unseen = a.adjoint(0, ones.view(-1, 1)).view(24, 24, 1) == 0
     assert unseen.any()
     assert x[unseen].max() < 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_arrays_give_the_same_image_on_cuda() -> None:
+    a, b = Projector(GEOMETRY, 3), Projector(GEOMETRY, 3, device="cuda")
+    _, an, y = (t.float() for t in problem(projector(3)))
+    on_cuda = osem(y.cuda(), an.cuda(), b, PSF, 3).cpu()
+    assert torch.allclose(on_cuda, osem(y, an, a, PSF, 3), rtol=1e-3, atol=1e-2)

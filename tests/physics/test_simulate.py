@@ -10,6 +10,8 @@ import pytest
 
 from mfdiff_core.config import override
 from mfdiff_core.errors import DataError
+from mfdiff_core.physics import simulate
+from mfdiff_core.physics.head import build_head
 from mfdiff_core.physics.phantom import Tissue
 from mfdiff_core.physics.simulate import (
     SimulatedSlice,
@@ -19,8 +21,11 @@ from mfdiff_core.physics.simulate import (
     recipe,
     simulate_subject,
 )
+from mfdiff_core.physics.subjects import subject_anatomy
 
 ARRAYS = ("x_p", "x_m", "x_s", "tissue", "lesions")
+
+TURNED = {"slices.num_rotations": 2, "lesions.num_pet": 0}
 
 
 def same(first: Iterable[SimulatedSlice], second: Iterable[SimulatedSlice]) -> bool:
@@ -82,13 +87,26 @@ def test_rotations_and_anatomy_do_not_depend_on_the_choice_of_slices(
 
 
 def test_rotation_comes_before_projection(coarse_phantom: SimulationConfig) -> None:
-    straight, _, turned, _ = simulate_subject(coarse_phantom, list_subjects(coarse_phantom)[1], 0)
-    assert straight.rotation_deg == 0
-    assert abs(turned.rotation_deg) > 1
-    assert not np.array_equal(straight.tissue, turned.tissue)
-    grey = turned.tissue == Tissue.GREY
-    inside = turned.x_s[grey].mean()
-    assert inside > 1.2 * turned.x_s[straight.tissue == Tissue.WHITE].mean()
+    config, subject = coarse_phantom, list_subjects(coarse_phantom)[1]
+    anatomy = subject_anatomy(config, subject)
+    head = build_head(anatomy, config.lesions, config.contrast, (0, subject.name))
+    views = list(simulate._views(config, head, subject.name, 0))
+    low = config.settings[0].low
+    exposures = list(simulate._exposures(config, low, head, views, subject.name, 0))
+    for view, exposure in zip(views, exposures, strict=True):
+        # whatever is not air has activity and attenuates
+        assert np.array_equal(exposure.activity > 0, exposure.mu_per_mm > 0)
+        assert (exposure.activity > 0)[view.tissue > 0].all()
+        assert (exposure.activity > 0).mean() < 1.3 * (view.tissue > 0).mean()
+    assert abs(views[2].rotation_deg) > 1
+    assert not np.array_equal(views[0].tissue, views[2].tissue)
+
+
+def test_standard_image_lies_on_its_tissue() -> None:
+    config = override(recipe("phantom", quick=True), {"slices.indices": (74,), **TURNED})
+    for s in simulate_subject(config, list_subjects(config)[0], 0):
+        expected = config.activity.fixed.table()[s.tissue]
+        assert np.corrcoef(expected.ravel(), s.x_s.ravel())[0, 1] > 0.9
 
 
 def test_slices_of_a_rotation_share_angle_and_dose(coarse_phantom: SimulationConfig) -> None:

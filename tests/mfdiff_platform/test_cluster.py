@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfdiff_platform.cluster import Cluster, Resources, connect, package_roots
+from mfdiff_platform.errors import ResourceError
+
+NOWHERE = "from mfdiff_platform.cluster import connect\nwith connect(): pass"
+
+
+def test_resources_read_as_people_say_them() -> None:
+    assert str(Resources(cpus=1)) == "1 CPU"
+    assert str(Resources(cpus=8, gpus=1)) == "8 CPUs and 1 GPU"
+    assert str(Resources(cpus=1, gpus=0.5)) == "1 CPU and 0.5 GPUs"
+
+
+@pytest.mark.ray
+def test_workers_import_both_packages_from_where_the_driver_does(ray_cluster: Cluster) -> None:
+    import ray
+
+    assert ray.get(ray.remote(package_roots).remote()) == package_roots()
+
+
+@pytest.mark.ray
+def test_workers_see_the_standard_library_s_platform(ray_cluster: Cluster) -> None:
+    import ray
+
+    assert ray.get(ray.remote(platform.system).remote()) == platform.system()
+
+
+@pytest.mark.ray
+def test_workers_write_files_as_readable_as_the_driver_s(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    import ray
+
+    ray.get(ray.remote(Path.touch).remote(tmp_path / "theirs"))
+    (tmp_path / "ours").touch()
+    assert (tmp_path / "theirs").stat().st_mode == (tmp_path / "ours").stat().st_mode
+
+
+@pytest.mark.ray
+def test_block_inside_another_shares_its_cluster(ray_cluster: Cluster) -> None:
+    import ray
+
+    with connect(cpus=1) as inner:
+        assert inner.total == ray_cluster.total == Resources(cpus=3)
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_request_too_large_names_both_numbers_and_what_to_type(ray_cluster: Cluster) -> None:
+    with pytest.raises(ResourceError) as fault:
+        ray_cluster.require(Resources(cpus=8, gpus=8), "pretraining", "try --cpus 3")
+    assert str(fault.value) == (
+        "pretraining needs 8 CPUs and 8 GPUs, this cluster has 3 CPUs; try --cpus 3"
+    )
+
+
+@pytest.mark.ray
+def test_request_that_fits_passes(ray_cluster: Cluster) -> None:
+    ray_cluster.require(Resources(cpus=3), "pretraining", "")
+
+
+def test_token_folder_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfdiff_platform.cluster import _keep_token_private
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir(mode=0o755)
+    _keep_token_private()
+    assert (tmp_path / ".ray").stat().st_mode & 0o777 == 0o700
+
+
+def test_cluster_that_does_not_answer_is_named_with_what_to_do() -> None:
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:9"}
+    found = subprocess.run(
+        [sys.executable, "-c", NOWHERE], env=environment, capture_output=True, text=True
+    )
+    assert "ResourceError: no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in found.stderr
+    assert "unset RAY_ADDRESS" in found.stderr

@@ -1,0 +1,238 @@
+"""The searcher alone: a synthetic objective, trials one at a time, a ledger as its only memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from mfdiff_core.config import to_dict
+from mfdiff_platform.ledger import Ledger
+from mfdiff_platform.search_space import parse
+from mfdiff_platform.searcher import RecipeSearcher
+from mfdiff_platform.study import Study, StudyRequest, recorded
+from mfdiff_platform.suggestion import FINAL
+
+SPACE = """
+parameters:
+  strategy: {choices: [two_stage, internal]}
+  iterations: {value: 90}
+  lr: {low: 1e-5, high: 1e-2, log: true}
+  schedule: {choices: [constant, cosine, linear]}
+  freeze: {choices: [none, encoders, fusion], when: {strategy: two_stage}}
+"""
+TRIALS = 15
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path, request())
+
+
+def request(**changes: Any) -> StudyRequest:
+    fixed = {"data": "", "data_fingerprint": "", "phantom": "", "pretrained": ""}
+    values = {"name": "s", "domain": "toy", "pretrained_sha256": "", "setting": "", "space": SPACE}
+    return StudyRequest(**{**fixed, **values, **changes})
+
+
+def open_searcher(study: Study, trials: int = TRIALS) -> RecipeSearcher:
+    return RecipeSearcher(
+        study.request.search_space(),
+        pending=study.pending(),
+        history=study.history(),
+        numbers=study.unasked(trials),
+        seed=study.request.seed,
+        sampler=study.request.sampler,
+        metric="psnr",
+        mode="max",
+    )
+
+
+def outcome(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a trial does, from its config alone: some finish, some are stopped, some fail."""
+    recipe, number = config["recipe"], config["number"]
+    psnr = 30 - 1e3 * abs(recipe["lr"] - 1e-3) + len(recipe.get("freeze", "")) / 10
+    if number % 7 == 5:
+        return "failed", {}
+    if number % 4 == 3:
+        return "pruned", {"psnr": psnr - 1, "iterations": 10 + 10 * (number % 3)}
+    return "finished", {"psnr": psnr, "iterations": 90, FINAL: True}
+
+
+def step(searcher: RecipeSearcher, ledger: Ledger, *, killed: bool = False) -> Any:
+    """One trial, recorded as a study's driver does; ``killed`` ends the session within it."""
+    config = searcher.suggest("id")
+    if not isinstance(config, dict):
+        return config
+    if config["number"] not in {record.number for record in ledger}:
+        ledger.add(recorded(config), config["number"])
+    if not killed:
+        state, result = outcome(config)
+        searcher.on_trial_complete("id", result or None, error=state == "failed")
+        metrics = {"psnr": result["psnr"]} if result else {}
+        iterations = result.get("iterations", 0)
+        ledger.update(config["number"], state=state, metrics=metrics, iterations=iterations)
+    return config
+
+
+def run_to_end(study: Study, trials: int = TRIALS) -> None:
+    searcher = open_searcher(study, trials)
+    while step(searcher, study.ledger) != Searcher.FINISHED:
+        pass
+
+
+def recipes(study: Study) -> list[dict[str, Any]]:
+    return [record.config["recipe"] for record in study.ledger]
+
+
+def test_references_come_first_then_points_of_the_space(study: Study) -> None:
+    searcher = open_searcher(study)
+    configs = [step(searcher, study.ledger) for _ in range(5)]
+    assert [config["reference"] for config in configs] == [*study.request.references(), "", ""]
+    assert [config["number"] for config in configs] == [0, 1, 2, 3, 4]
+
+
+def test_search_ends_with_the_number_asked_for(study: Study) -> None:
+    run_to_end(study)
+    assert [record.number for record in study.ledger] == list(range(TRIALS))
+    assert {record.state for record in study.ledger} == {"finished", "pruned", "failed"}
+
+
+def test_searcher_draws_near_what_was_good(study: Study) -> None:
+    run_to_end(study, 53)
+    off = [abs(math.log10(recipe["lr"] / 1e-3)) for recipe in recipes(study)[3:]]
+    assert sum(off[-15:]) < 0.6 * sum(off[:15])
+
+
+@pytest.mark.parametrize("killed_in", [4, 12, 13])
+def test_killed_and_resumed_study_tries_what_an_uninterrupted_one_does(
+    tmp_path: Path, killed_in: int
+) -> None:
+    whole, broken = Study(tmp_path / "whole", request()), Study(tmp_path / "broken", request())
+    run_to_end(whole)
+    searcher = open_searcher(broken)
+    for number in range(killed_in + 1):
+        step(searcher, broken.ledger, killed=number == killed_in)
+    run_to_end(broken)
+    assert recipes(broken) == recipes(whole)
+
+
+def test_study_resumed_after_every_trial_tries_the_same_too(tmp_path: Path) -> None:
+    whole, broken = Study(tmp_path / "whole", request()), Study(tmp_path / "broken", request())
+    run_to_end(whole)
+    for _ in range(TRIALS):
+        step(open_searcher(broken), broken.ledger)
+    assert recipes(broken) == recipes(whole)
+
+
+def test_grown_study_continues_as_if_it_had_been_that_long(tmp_path: Path) -> None:
+    long, grown = Study(tmp_path / "long", request()), Study(tmp_path / "grown", request())
+    run_to_end(long)
+    run_to_end(grown, 9)
+    run_to_end(grown, TRIALS)
+    assert recipes(grown) == recipes(long)
+
+
+def test_another_process_suggests_the_same(study: Study) -> None:
+    run_to_end(study, 13)
+    ours = open_searcher(study, 14).suggest("id")
+    program = (
+        "import json, sys; sys.path[:0] = sys.argv[2:]\n"
+        "from pathlib import Path\n"
+        "from tests.mfdiff_platform.test_searcher import Study, open_searcher, request\n"
+        "study = Study(Path(sys.argv[1]), request())\n"
+        "print(json.dumps(open_searcher(study, 14).suggest('id')))"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", program, str(study.folder), str(root)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == ours
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_seed_decides_what_is_tried(tmp_path: Path, sampler: str) -> None:
+    seeds = {"a": 0, "b": 0, "c": 1}
+    studies = {
+        name: Study(tmp_path / name, request(seed=seed, sampler=sampler))
+        for name, seed in seeds.items()
+    }
+    for study in studies.values():
+        run_to_end(study, 6)
+    assert recipes(studies["a"]) == recipes(studies["b"])
+    assert recipes(studies["a"])[3:] != recipes(studies["c"])[3:]
+
+
+def test_no_two_points_of_a_study_are_alike(study: Study) -> None:
+    run_to_end(study)
+    assert len({record.key for record in study.ledger}) == TRIALS
+
+
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [
+        ({"psnr": 25.0, "iterations": 90, FINAL: True}, TrialState.COMPLETE),
+        ({"psnr": 25.0, "iterations": 30}, TrialState.PRUNED),
+        (None, TrialState.FAIL),
+        ({"iterations": 30}, TrialState.FAIL),
+        ({"psnr": float("nan"), "iterations": 90, FINAL: True}, TrialState.FAIL),
+    ],
+)
+def test_optuna_learns_how_a_trial_ended(
+    study: Study, ending: dict[str, Any] | None, state: TrialState
+) -> None:
+    searcher = open_searcher(study)
+    for trial_id in ("a", "b", "c", "point"):
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("point", ending)
+    (told,) = searcher._study.trials
+    assert told.state == state
+    stopped = {30: 25.0} if state == TrialState.PRUNED else {}
+    assert told.intermediate_values == stopped
+
+
+def test_references_are_not_told_to_optuna(study: Study) -> None:
+    searcher = open_searcher(study)
+    for trial_id in study.request.references():
+        searcher.suggest(trial_id)
+        searcher.on_trial_complete(trial_id, {"psnr": 50.0, "iterations": 90, FINAL: True})
+    assert searcher._study.trials == []
+
+
+def test_trial_cut_short_is_asked_again_before_anything_new(study: Study) -> None:
+    searcher = open_searcher(study)
+    for number in range(6):
+        cut = step(searcher, study.ledger, killed=number == 5)
+    assert open_searcher(study).suggest("id") == cut
+
+
+def test_trial_that_never_started_is_asked_for_again(study: Study) -> None:
+    searcher = open_searcher(study)
+    for _ in range(3):
+        step(searcher, study.ledger)
+    lost, kept = searcher.suggest("lost"), searcher.suggest("kept")
+    assert isinstance(lost, dict)
+    assert isinstance(kept, dict)
+    study.ledger.add(recorded(kept), kept["number"])
+    resumed = open_searcher(study)
+    assert [resumed.suggest("x")["number"], resumed.suggest("y")["number"]] == [4, 3]
+
+
+def test_failed_observation_needs_no_value(study: Study) -> None:
+    searcher = open_searcher(study)
+    for _ in range(3):
+        step(searcher, study.ledger)
+    step(searcher, study.ledger, killed=True)
+    study.ledger.update(3, state="failed")
+    assert open_searcher(study)._study.trials[0].state == TrialState.FAIL
+
+
+def test_request_survives_the_disk(tmp_path: Path) -> None:
+    assert StudyRequest(**json.loads(json.dumps(to_dict(request(seed=3))))) == request(seed=3)
