@@ -76,6 +76,11 @@ def load_split(path: Path) -> Split:
     Raises:
         DataError: missing or damaged file, an empty part, or a subject in two parts.
     """
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no split; a dataset needs at least 3 subjects, one each to train on, to"
+            " choose by and to test on"
+        )
     try:
         return from_dict(Split, read_json(path))
     except ConfigError as fault:

@@ -88,11 +88,11 @@ def pretraining(workspace: Workspace, seed: int) -> PretrainRequest:
         data=str(workspace.dataset("phantom")),
         model=preset("quick"),
         train=TrainConfig(
-            iterations=480,
+            iterations=320,
             optim=OptimConfig(lr=2e-3, warmup=20, schedule="cosine", ema=0.99),
             seed=seed,
             log_every=10,
-            validate_every=160,
+            validate_every=80,
             snapshot_every=160,
         ),
         batch_size=8,

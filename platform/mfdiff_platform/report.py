@@ -149,7 +149,7 @@ def _trials(study: Study) -> str:
         psnr = record.metrics.get("psnr")
         rows.append(
             f"<tr><td>{record.number} · {escape(name)}<td>{escape(recipe['strategy'])}"
-            f"<td>{escape(str(recipe.get('freeze', 'none')))}<td>{recipe.get('lr', 0):.1e}"
+            f"<td>{escape(str(recipe.get('freeze', 'none')))}<td>{recipe.get('lr', Recipe.lr):.1e}"
             f"<td>{record.iterations}<td>{'' if psnr is None else f'{psnr:.2f}'}"
             f"<td>{escape(record.state)}{': ' + escape(record.reason) if record.reason else ''}"
             f"<td>{record.seconds:.0f}</tr>"

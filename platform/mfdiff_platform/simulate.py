@@ -6,8 +6,8 @@ but the time. Finished shards of the same recipe are kept when the command is ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from mfdiff_core.data.slices import SliceInfo, SliceRecord, read_shard, write_sh
 from mfdiff_core.data.splits import PAPER_FRACTIONS, make_split
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.evaluation.metrics import METRICS, evaluate_slices
-from mfdiff_core.files import read_json, write_json
+from mfdiff_core.files import read_json, sha256_file, write_json
 from mfdiff_core.physics.simulate import (
     SimulatedSlice,
     SimulationConfig,
     SubjectSource,
+    label_subject,
     list_subjects,
     recipe,
     simulate_subject,
@@ -56,6 +57,8 @@ class SimulationRequest:
         quick: the small recipe of the quick start instead of the paper's.
         num_subjects: how many people; None takes the recipe's number, or every BrainWeb file.
         brainweb: folder of BrainWeb label files to use instead of the embedded anatomy.
+        labels: segmentations (NIfTI) to use instead; each is one subject.
+        label_map: value in those files to tissue name.
         seed: keys every random draw.
     """
 
@@ -63,6 +66,8 @@ class SimulationRequest:
     quick: bool = False
     num_subjects: int | None = None
     brainweb: Path | None = None
+    labels: tuple[Path, ...] = ()
+    label_map: Mapping[int, str] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,6 +75,27 @@ class SimulationRequest:
             raise ConfigError(f"unknown domain {self.domain!r}; simulated are {', '.join(DOMAINS)}")
         if self.brainweb is not None and self.domain != "phantom":
             raise ConfigError(f"--brainweb is for --domain phantom; {self.domain} is other people")
+        if self.labels and (self.brainweb or self.num_subjects):
+            raise ConfigError("--labels names its subjects; leave out --brainweb and --subjects")
+        if bool(self.labels) != bool(self.label_map):
+            raise ConfigError("--labels needs --label-map, and the other way round")
+
+    def subjects(self, config: SimulationConfig) -> tuple[SubjectSource, ...]:
+        """The people to simulate; files get pseudonyms, as their names may name a patient.
+
+        Raises:
+            ConfigError: a name in ``label_map`` is no tissue.
+            DataError: BrainWeb files are missing.
+        """
+        if not self.labels:
+            return list_subjects(config, self.brainweb, self.num_subjects)
+        try:
+            return tuple(
+                label_subject(f"labels-{number:02d}", path, self.label_map)
+                for number, path in enumerate(self.labels, start=1)
+            )
+        except ValueError as fault:
+            raise ConfigError(f"--label-map: {fault}") from None
 
 
 def simulate(request: SimulationRequest, out: Path) -> Manifest:
@@ -80,11 +106,11 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
         DataError: BrainWeb files are missing or unusable.
     """
     config = recipe(request.domain, quick=request.quick)
-    subjects = list_subjects(config, request.brainweb, request.num_subjects)
+    subjects = request.subjects(config)
     origin = {
         "kind": "simulation",
         "seed": request.seed,
-        "subjects": [subject.name for subject in subjects],
+        "subjects": {s.name: sha256_file(s.path) if s.path else "" for s in subjects},
         "config": to_dict(config),
     }
     if _is_finished(out, origin):
@@ -145,17 +171,18 @@ def _run(
 
 
 def _as_completed(tasks: list[Any]) -> Iterator[Any]:
-    """Results as they come; a task's fault is raised in its own words, without Ray's."""
+    """Results as they come; a task's fault is raised in its own words, and ends the others."""
     import ray
 
-    while tasks:
-        ready, tasks = ray.wait(tasks, num_returns=1)
-        try:
+    try:
+        while tasks:
+            ready, tasks = ray.wait(tasks, num_returns=1)
             yield ray.get(ready[0])
-        except ray.exceptions.RayTaskError as failure:
-            for task_left in tasks:
-                ray.cancel(task_left)
-            raise failure.cause from None
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from None
+    finally:
+        for left in tasks:
+            ray.cancel(left)
 
 
 def _simulate_shard(
@@ -172,8 +199,9 @@ def _simulate_shard(
         ]
         write_shard(path, records)
     shard = read_shard(path)
-    # The paper's LPET row: each image divided by its own maximum.
-    metrics = evaluate_slices(shard.arrays["x_p"], shard.arrays["x_s"], convention="paper")
+    # The LPET row as the paper has it: own maxima, and the usual defaults of its SSIM.
+    x_p, x_s = shard.arrays["x_p"], shard.arrays["x_s"]
+    metrics = evaluate_slices(x_p, x_s, convention="paper", window="uniform")
     entry = describe_shard(out, path, subject.name, len(shard.infos))
     return entry, [list(row) for row in metrics.rows()]
 

@@ -6,6 +6,7 @@ import gzip
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_pixels_times_scale_are_the_simulated_activity() -> None:
     config = override(recipe("phantom", quick=True), {"slices.indices": [74]})
     (drawn,) = simulate_subject(config, list_subjects(config)[0], seed=0)
     record = to_record("phantom", drawn)
-    assert 0.8 < np.percentile(record.x_p, 99.5) < 1.2
+    assert 0.5 < np.percentile(record.x_p, 99.5) < 1.5
     assert record.x_p * record.info.scale == pytest.approx(drawn.x_p, rel=1e-5)
     assert record.x_s * record.info.scale == pytest.approx(drawn.x_s, rel=1e-5)
     assert record.x_m * record.info.mr_scale == pytest.approx(drawn.x_m, rel=1e-5)
@@ -83,7 +84,7 @@ def test_resumed_simulation_keeps_finished_shards_and_ends_the_same(own: Path) -
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"num_subjects": 4}, {"quick": False}])
-def test_folder_of_other_settings_is_refused_and_kept(own: Path, changes: dict[str, int]) -> None:
+def test_folder_of_other_settings_is_refused_and_kept(own: Path, changes: dict[str, Any]) -> None:
     before = sha256_file(own / MANIFEST)
     with pytest.raises(ConfigError, match="other settings"):
         simulate(replace(REQUEST, **changes), own)

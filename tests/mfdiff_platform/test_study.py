@@ -17,7 +17,8 @@ references:
   - {name: gentle, strategy: two_stage, lr: 2e-5}
 """
 REFERENCES = ["external", "two-stage (paper)", "internal", "gentle"]
-POINT = {"recipe": {"lr": 2e-4, "iterations": 30}, "reference": "", "distributions": {}}
+RECIPE = {"lr": 2e-4, "iterations": 30}
+POINT = {"recipe": RECIPE, "reference": "", "distributions": {}}
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_trial_cut_short_waits_as_it_was_asked(study: Study) -> None:
     for number in range(4):
         run(study, number, 20.0, "finished")
     run(study, 4, None, "running", 0)
-    assert study.pending() == [Suggestion(4, POINT["recipe"], "", {})]
+    assert study.pending() == [Suggestion(4, RECIPE, "", {})]
     assert study.unasked(6) == [5]
 
 

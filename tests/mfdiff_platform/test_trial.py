@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from mfdiff_platform.trial import (
     run_trial,
 )
 
-SHORT = {"iterations": 4, "batch_size": 2, "lr": 1e-3, "ema": 0.0}
+SHORT: dict[str, Any] = {"iterations": 4, "batch_size": 2, "lr": 1e-3, "ema": 0.0}
 RECIPES = {
     "external": Recipe(strategy="external", iterations=0),
     "two-stage": Recipe(**SHORT),

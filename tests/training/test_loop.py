@@ -214,6 +214,13 @@ def test_loss_falls_on_a_batch_that_is_shown_again_and_again(
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_each_step_draws_noise_of_its_own(state: TrainState, batches: BatchStream) -> None:
+    still = TrainConfig(iterations=3, log_every=1, optim=OptimConfig(lr=1e-30, weight_decay=0))
+    events = run(state, lambda _: batches(0), still)
+    losses = {event.loss for event in events if isinstance(event, Progress)}
+    assert len(losses) == 3
+
+
 def test_bfloat16_keeps_weights_in_float32_and_the_loss_close(
     make_model: MakeModel, batches: BatchStream
 ) -> None:

@@ -245,6 +245,18 @@ def test_unfreezing_trains_and_averages_everything(make_state: MakeState) -> Non
     assert not [name for name in frozen if torch.equal(before[name], after[name])]
 
 
+def test_unfrozen_weights_are_averaged_from_then_on(make_state: MakeState) -> None:
+    state = advance(make_state(freeze="fusion"))
+    frozen = {n: p.clone() for n, p in state.model.named_parameters() if not p.requires_grad}
+    state.unfreeze()
+    advance(state, steps=1)
+    weights, trained = state.weights(), dict(state.model.named_parameters())
+    for name, before in frozen.items():
+        # Step 2 keeps (1 + 2) / (10 + 2) of the average.
+        expected = torch.lerp(trained[name].detach(), before, 0.25)
+        torch.testing.assert_close(weights[name], expected)
+
+
 def test_unfrozen_layers_keep_their_layer_wise_learning_rate(make_state: MakeState) -> None:
     state = make_state(freeze="fusion", layer_decay=0.5)
     state.unfreeze()

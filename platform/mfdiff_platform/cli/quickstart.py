@@ -38,19 +38,21 @@ def command(seed: int, workspace: Path | None, as_json: bool) -> None:
         "report": str(adapted.report),
         "seconds": round(result.seconds, 1),
     }
-    link = ui_link(store.get_or_create_experiment(EXPERIMENT))
+    link, scan = ui_link(store.get_or_create_experiment(EXPERIMENT)), result.scan
     text = f"""{rows_text(adapted.outcome)}
 
 site model     {adapted.model} (candidate)
 report         {adapted.report}
 picture        {result.picture}
-restored scan  {result.scan / "restored.nii.gz"}
+restored scan  {scan / "restored.nii.gz"}
 
 MLflow         {ui_command(store)}
                then {link}
-Ray dashboard  {result.dashboard or "not available"} while a command runs; its token: ray get-auth-token
+Ray dashboard  {result.dashboard or "not available"} while a command runs;
+               its token: ray get-auth-token
 Next           mfdiff-platform restore --model mfdiff-ood3@candidate \\
-                   --pet {result.scan / "lpet.nii.gz"} --mr {result.scan / "t1.nii.gz"} --out spet.nii.gz
+                   --pet {scan / "lpet.nii.gz"} --mr {scan / "t1.nii.gz"} --out spet.nii.gz
 
-{result.seconds:.0f} s. ood1, ood2 and ood3 are simulated stand-ins. Research use only; not a medical device."""
+{result.seconds:.0f} s. ood1, ood2 and ood3 are simulated stand-ins.
+Research use only; not a medical device."""
     print_result(values, text, as_json)

@@ -21,6 +21,17 @@ from mfdiff_platform.cli.common import common, print_result, seed_option, table
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of BrainWeb label files instead of the embedded anatomy.",
 )
+@click.option(
+    "--labels",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A segmentation (NIfTI) as a phantom; several times for several people.",
+)
+@click.option(
+    "--label-map",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="YAML that gives each label value a tissue name.",
+)
 @click.option("--quick", is_flag=True, help="128x128 slices for a laptop instead of 192x192.")
 @click.option(
     "--out",
@@ -33,6 +44,8 @@ def command(
     domain: str,
     subjects: int | None,
     brainweb: Path | None,
+    labels: tuple[Path, ...],
+    label_map: Path | None,
     quick: bool,
     out: Path | None,
     seed: int,
@@ -49,11 +62,17 @@ def command(
       mfdiff-platform simulate --domain phantom
       mfdiff-platform simulate --domain ood3 --subjects 8 --quick
       mfdiff-platform simulate --domain phantom --brainweb ~/.brainweb
+      mfdiff-platform simulate --domain phantom --labels seg.nii.gz --label-map tissues.yaml
+
+    A label map gives each value of the file a tissue, for example "{1: csf, 2: grey, 3: white}".
     """
+    from mfdiff_platform.label_map import read_label_map
     from mfdiff_platform.simulate import SimulationRequest, simulate
     from mfdiff_platform.workspace import open_workspace
 
-    request = SimulationRequest(domain, quick, subjects, brainweb, seed)
+    request = SimulationRequest(
+        domain, quick, subjects, brainweb, labels, read_label_map(label_map), seed
+    )
     folder = out.absolute() if out else open_workspace(workspace).dataset(domain)
     manifest = simulate(request, folder)
     lpet = manifest.lpet
@@ -66,4 +85,6 @@ def command(
     row = (f"{lpet['psnr']:.2f}", f"{lpet['ssim']:.3f}", f"{lpet['nmse']:.3f}")
     text = table(("each image by its own maximum", "PSNR", "SSIM", "NMSE"), [("LPET", *row)])
     facts = f"{manifest.rows} slices of {len(manifest.subjects)} subjects in {folder}"
+    if len(manifest.subjects) < 3:
+        facts += "\nno split: training needs 3 subjects, to train on, to choose by and to test on"
     print_result(values, f"{text}\n\n{facts}", as_json)

@@ -1,0 +1,90 @@
+"""Who imports what, and when."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfdiff_platform.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "ray", "mlflow", "optuna", "matplotlib", "scipy", "pandas", "pyarrow")
+FOREIGN = ("ray", "mlflow", "optuna", "click", "yaml", "rich", "pydantic", "mfdiff_platform")
+LAZY = ("nibabel", "matplotlib", "SimpleITK")
+
+HELP = """
+import io, json, sys
+from contextlib import redirect_stdout
+from mfdiff_platform.cli import run
+loaded = {}
+for arguments in json.loads(sys.argv[1]):
+    with redirect_stdout(io.StringIO()) as page:
+        assert run([*arguments, "--help"]) == 0, arguments
+    assert page.getvalue().startswith("Usage: mfdiff-platform"), arguments
+    loaded[" ".join(arguments)] = [name for name in sys.argv[2:] if name in sys.modules]
+print(json.dumps(loaded))
+"""
+
+BLOCKED = """
+import importlib, pkgutil, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+import mfdiff_core
+names = [m.name for m in pkgutil.walk_packages(mfdiff_core.__path__, "mfdiff_core.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def python(program: str, *arguments: str) -> str:
+    """stdout of ``python -c``, run from the repository's root."""
+    command = [sys.executable, "-c", program, *arguments]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_standard_platform_module_works_from_the_root() -> None:
+    assert python("import platform; print(platform.system())") == python(
+        "import os; print(os.uname().sysname)"
+    )
+
+
+def test_core_imports_without_anything_of_the_platform_or_of_files_and_pictures() -> None:
+    assert int(python(BLOCKED, *FOREIGN, *LAZY)) > 30
+
+
+def test_blocked_imports_would_be_noticed() -> None:
+    with pytest.raises(AssertionError, match="is blocked"):
+        python(BLOCKED, *FOREIGN, "torch")
+
+
+def test_help_of_every_verb_loads_nothing_heavy() -> None:
+    pages = [[], *([verb] for verb in VERBS), ["model", "list"], ["search-space", "show"]]
+    loaded = json.loads(python(HELP, json.dumps(pages), *HEAVY))
+    assert len(loaded) == len(pages)
+    assert not any(loaded.values()), loaded
+
+
+def test_heavy_imports_would_be_noticed() -> None:
+    program = f"import scipy\n{HELP}"
+    assert json.loads(python(program, "[[]]", *HEAVY)) == {"": ["scipy"]}
+
+
+def test_import_contracts_hold() -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    if not lint.is_file():
+        pytest.skip("import-linter is not installed")
+    found = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+    assert "0 broken" in found.stdout
