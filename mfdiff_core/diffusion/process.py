@@ -49,7 +49,6 @@ class DiffusionConfig:
         variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
         clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
             leaves room above 1, as intensities are scaled by the low-dose image.
-        timestep_bias: b >= 0; training steps have density proportional to t^b. 0 is uniform.
     """
 
     num_steps: int = 1000
@@ -61,7 +60,6 @@ class DiffusionConfig:
     output_scale: float = 1.0
     variance: Variance = "posterior"
     clip: tuple[float, float] | None = (-1.0, 1.5)
-    timestep_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -85,10 +83,6 @@ class DiffusionConfig:
             )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got clip={self.clip}")
-        if self.timestep_bias < 0.0:
-            raise ValueError(
-                f"timestep_bias must not be negative, got timestep_bias={self.timestep_bias}"
-            )
 
 
 class DiffusionProcess:
@@ -111,13 +105,8 @@ class DiffusionProcess:
         return self.config.num_steps
 
     def draw_timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Training steps, int64 [batch], on the generator's device.
-
-        With bias b, t = floor(T u^(1/(1+b))) for uniform u.
-        """
-        u = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
-        biased = u ** (1.0 / (1.0 + self.config.timestep_bias))
-        return (biased * self.num_steps).long().clamp_max(self.num_steps - 1)
+        """Uniform training steps, int64 [batch], on the generator's device."""
+        return torch.randint(self.num_steps, (batch,), generator=generator, device=generator.device)
 
     def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t, Eq. (7)."""

@@ -3,7 +3,8 @@
 from mfdiff_core.networks.fusion import FusionConfig, FusionNet
 from mfdiff_core.networks.mfdiff import MFdiff, MFdiffConfig
 from mfdiff_core.networks.presets import NETWORK_PRESETS, network_preset
-from mfdiff_core.networks.unet import UNet, UNetConfig
+from mfdiff_core.networks.unet import UNet
+from mfdiff_core.networks.unet_blocks import UNetConfig
 
 __all__ = [
     "NETWORK_PRESETS",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mfdiff_core.networks.fusion import FusionConfig, FusionNet
 from mfdiff_core.networks.patches import PatchTransform
-from mfdiff_core.networks.unet import UNet, UNetConfig
+from mfdiff_core.networks.unet import UNet
+from mfdiff_core.networks.unet_blocks import UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

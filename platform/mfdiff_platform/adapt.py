@@ -15,7 +15,7 @@ from mfdiff_core.bundle import load_bundle
 from mfdiff_core.config import flatten
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError, DataError
-from mfdiff_platform.cluster import Cluster, Resources, connect
+from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
 from mfdiff_platform.outcome import Outcome, conclude, gain_over_paper
 from mfdiff_platform.progress import task
 from mfdiff_platform.registry import SiteModels
@@ -209,7 +209,8 @@ def _run_tuner(
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             ),
         )
-        tuner.fit()
+        with interruptible():
+            tuner.fit()
 
 
 def _fitting(cluster: Cluster, need: Resources) -> int:

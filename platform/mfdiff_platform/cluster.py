@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mfdiff_core
 import mfdiff_platform
@@ -142,11 +143,29 @@ def _keep_token_private() -> None:
         folder.chmod(0o700)
 
 
+def as_completed(tasks: list[Any]) -> Iterator[Any]:
+    """Results of Ray tasks as they come; a task's fault is raised in its own words.
+
+    Whatever ends the iteration early, such as that fault or Ctrl-C, ends the other tasks too.
+    """
+    import ray
+
+    try:
+        while tasks:
+            ready, tasks = ray.wait(tasks, num_returns=1)
+            yield ray.get(ready[0])
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from None
+    finally:
+        for left in tasks:
+            ray.cancel(left)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C mean KeyboardInterrupt again, during and after a fit of Ray Train.
+    """Let Ctrl-C mean KeyboardInterrupt again, during and after a fit of Ray Train or Tune.
 
-    Ray Train answers Ctrl-C by exiting as if all were well, and leaves its handler behind.
+    Train answers it by exiting as if all were well, and both leave their handlers behind.
     """
     before = signal.getsignal(signal.SIGINT)
     try:

@@ -16,7 +16,7 @@ from mfdiff_core.evaluation.metrics import METRICS, Metrics, definition, evaluat
 from mfdiff_core.evaluation.statistics import Estimate, estimate_metrics
 from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.files import read_json, write_json
-from mfdiff_platform.cluster import connect
+from mfdiff_platform.cluster import as_completed, connect
 from mfdiff_platform.progress import task
 from mfdiff_platform.study import PAPER_RECIPE, RESULTS, Study
 from mfdiff_platform.trial import CPU, PackedSlices
@@ -127,10 +127,10 @@ def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) 
     with connect(), task("Testing the finalists on held-out subjects", len(distinct)) as shown:
         data = ray.put(PackedSlices.pack(test))
         remote = ray.remote(num_cpus=1)(_evaluate_bundle)
-        tasks = {sha: remote.remote(folder, data) for sha, folder in distinct.items()}
+        tasks = [remote.remote(folder, data) for folder in distinct.values()]
         found: dict[str, Metrics] = {}
-        for sha, waiting in tasks.items():
-            found[sha] = ray.get(waiting)
+        for sha, metrics in as_completed(tasks):
+            found[sha] = metrics
             shown.update(len(found))
     names = {"external": "external only", "internal": "internal only"}
     return [
@@ -139,8 +139,9 @@ def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) 
     ]
 
 
-def _evaluate_bundle(folder: Path, data: PackedSlices) -> Metrics:
-    return evaluate_model(load_bundle(folder).model(), data.unpack(CPU))
+def _evaluate_bundle(folder: Path, data: PackedSlices) -> tuple[str, Metrics]:
+    bundle = load_bundle(folder)
+    return bundle.provenance.sha256, evaluate_model(bundle.model(), data.unpack(CPU))
 
 
 def _row(name: str, metrics: Metrics, slices: SliceSet, study: Study) -> Row:

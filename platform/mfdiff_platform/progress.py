@@ -63,7 +63,7 @@ class Task:
 def task(title: str, total: int) -> Iterator[Task]:
     """Show a task while the block runs; without a terminal, a plain line now and then."""
     if not console.is_terminal:
-        console.print(f"  {title} ...", soft_wrap=True)
+        console.print(f"  {escape(title)} ...", soft_wrap=True)
         shown = Task(title, total, None)
         yield shown
         shown.close()

@@ -89,7 +89,7 @@ def pretraining(workspace: Workspace, seed: int) -> PretrainRequest:
         model=preset("quick"),
         train=TrainConfig(
             iterations=320,
-            optim=OptimConfig(lr=2e-3, warmup=20, schedule="cosine", ema=0.99),
+            optim=OptimConfig(lr=4e-3, warmup=20, schedule="cosine", ema=0.99),
             seed=seed,
             log_every=10,
             validate_every=80,

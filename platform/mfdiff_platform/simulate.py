@@ -6,7 +6,7 @@ but the time. Finished shards of the same recipe are kept when the command is ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from mfdiff_core.physics.simulate import (
     recipe,
     simulate_subject,
 )
-from mfdiff_platform.cluster import Resources, connect
+from mfdiff_platform.cluster import Resources, as_completed, connect
 from mfdiff_platform.progress import task
 
 ORIGIN = "origin.json"
@@ -161,28 +161,13 @@ def _run(
             )
             for subject in subjects
         ]
-        for result in _as_completed(tasks):
+        for result in as_completed(tasks):
             done[result[0].subject] = result
             shown.update(len(done))
     ordered = [done[subject.name] for subject in subjects]
     rows = np.array([row for _, subject_rows in ordered for row in subject_rows])
     lpet = {name: float(value) for name, value in zip(METRICS, rows.mean(axis=0), strict=True)}
     return [entry for entry, _ in ordered], lpet
-
-
-def _as_completed(tasks: list[Any]) -> Iterator[Any]:
-    """Results as they come; a task's fault is raised in its own words, and ends the others."""
-    import ray
-
-    try:
-        while tasks:
-            ready, tasks = ray.wait(tasks, num_returns=1)
-            yield ray.get(ready[0])
-    except ray.exceptions.RayTaskError as failure:
-        raise failure.cause from None
-    finally:
-        for left in tasks:
-            ray.cancel(left)
 
 
 def _simulate_shard(

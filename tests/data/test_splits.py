@@ -80,5 +80,5 @@ def test_tampered_split_file_is_refused(tmp_path: Path, values: Any, message: st
 
 
 def test_missing_split_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"split\.json: no such file"):
+    with pytest.raises(DataError, match=r"split\.json: no split; a dataset needs"):
         load_split(tmp_path / "split.json")

@@ -173,14 +173,6 @@ def test_timesteps_are_uniform_over_all_steps() -> None:
     assert (counts - 2000).abs().max() < 5 * math.sqrt(2000)
 
 
-def test_timestep_bias_follows_its_law() -> None:
-    t = process(timestep_bias=1.0).draw_timesteps(20_000, generator(0))
-    # Density 2t/T^2: a quarter of the draws lies below T/2.
-    assert (t < 500).double().mean().item() == pytest.approx(0.25, abs=0.015)
-    assert t.min() >= 0
-    assert t.max() <= 999
-
-
 def test_intensities_and_diffusion_units_are_inverse() -> None:
     x = torch.tensor([0.0, 0.25, 1.0, 1.2])
     assert to_diffusion(x)[0] == -1
@@ -200,7 +192,6 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"target": "x0", "output_scale": 0.0}, "output_scale=0.0"),
         ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),
         ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),
-        ({"timestep_bias": -1.0}, "timestep_bias=-1.0"),
         ({"target": "score"}, "'score' is not one of"),
     ],
 )

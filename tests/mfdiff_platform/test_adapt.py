@@ -152,6 +152,10 @@ def test_finished_trial_s_run_holds_recipe_curves_bundle_and_picture(
     assert "validation.png" in artifacts(store_, run, "images")
 
 
+def test_ctrl_c_means_what_it_did_before_the_search(adapted: Adapted) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_parent_run_shows_table_and_report(adapted: Adapted, store_: TrackingStore) -> None:
     parent = runs(store_)["leeds"]
     assert artifacts(store_, parent, "tables") == {"test.json"}
@@ -160,9 +164,12 @@ def test_parent_run_shows_table_and_report(adapted: Adapted, store_: TrackingSto
     assert parent.data.metrics["test/psnr"] == adapted.outcome.rows[-1].psnr
 
 
-def test_trial_in_a_worker_computes_what_it_computes_here(adapted: Adapted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, 4])
+def test_trial_in_a_worker_computes_what_it_computes_here(
+    adapted: Adapted, store_: TrackingStore, tmp_path: Path, number: int
+) -> None:
     study = adapted.study
-    request, record = study.request, study.ledger[4]
+    request, record = study.request, study.ledger[number]
     setting = TrialSetting(
         study=request.name,
         domain=request.domain,
@@ -174,10 +181,14 @@ def test_trial_in_a_worker_computes_what_it_computes_here(adapted: Adapted, tmp_
     )
     data = trial_data(study, open_dataset(Path(request.data)))
     recipe = from_dict(Recipe, record.config["recipe"])
-    here = run_trial(4, recipe, setting, data, lambda metrics: None)
+    reports: list[dict[str, float]] = []
+    here = run_trial(number, recipe, setting, data, reports.append)
     theirs = load_bundle(study.bundle_of(record))
     weights = theirs.weights()
     assert here.provenance.metrics == pytest.approx(theirs.provenance.metrics, rel=1e-4)
+    run = runs(store_)[f"leeds/{number:04d}"].info.run_id
+    curve = [point.value for point in store_.client.get_metric_history(run, "validation/psnr")]
+    assert curve == pytest.approx([report["psnr"] for report in reports], rel=1e-4)
     assert all(torch.allclose(value, weights[n], atol=1e-5) for n, value in here.weights().items())
 
 

@@ -21,6 +21,7 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_platform.cli import run
 from mfdiff_platform.cli.common import parse_settings, table
 from mfdiff_platform.cluster import Cluster
+from mfdiff_platform.progress import say, task
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import ENVIRONMENT
@@ -172,6 +173,17 @@ def test_commands_on_given_folders_make_no_workspace(
     run(restoring(tmp_path, "--model", str(pretrained.folder)))
     run(["search-space", "show", "ood3"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_brackets_in_a_message_are_text_and_no_markup(capsys: Output) -> None:
+    say("expected [b, c] in scan[/x].nii", mark="[red]✗[/] ")
+    with task("Restoring [bold]", 2) as shown:
+        shown.update(2, "[/b] dB")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "✗ expected [b, c] in scan[/x].nii" in told.err
+    assert "Restoring [bold] ..." in told.err
+    assert "[/b] dB" in told.err
 
 
 def test_version_names_what_matters(capsys: Output) -> None:

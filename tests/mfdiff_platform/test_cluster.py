@@ -4,11 +4,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mfdiff_platform.cluster import Cluster, Resources, connect, package_roots
+from mfdiff_core.data.manifest import load_manifest
+from mfdiff_core.errors import DataError
+from mfdiff_platform.cluster import Cluster, Resources, as_completed, connect, package_roots
 from mfdiff_platform.errors import ResourceError
 
 NOWHERE = "from mfdiff_platform.cluster import connect\nwith connect(): pass"
@@ -43,6 +46,40 @@ def test_workers_write_files_as_readable_as_the_driver_s(
     ray.get(ray.remote(Path.touch).remote(tmp_path / "theirs"))
     (tmp_path / "ours").touch()
     assert (tmp_path / "theirs").stat().st_mode == (tmp_path / "ours").stat().st_mode
+
+
+@pytest.mark.ray
+def test_results_come_as_they_are_ready(ray_cluster: Cluster) -> None:
+    import ray
+
+    work = ray.remote(num_cpus=0.1)(_work)
+    results = as_completed([work.remote(60), work.remote(0)])
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.ray
+def test_fault_of_a_task_is_raised_in_its_own_words_and_ends_the_others(
+    ray_cluster: Cluster,
+) -> None:
+    import ray
+
+    others = [ray.remote(num_cpus=0.1)(_work).remote(60) for _ in range(2)]
+    with pytest.raises(DataError) as fault:
+        list(as_completed([*others, ray.remote(load_manifest).remote(Path("/nowhere"))]))
+    assert type(fault.value) is DataError
+    assert str(fault.value).startswith("/nowhere: no dataset")
+    for other in others:
+        with pytest.raises(ray.exceptions.TaskCancelledError):
+            ray.get(other, timeout=20)
+
+
+def _work(seconds: float) -> float:
+    """Something that, like a simulation, returns to Python now and then."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.05)
+    return seconds
 
 
 @pytest.mark.ray

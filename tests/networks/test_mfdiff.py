@@ -15,7 +15,7 @@ from mfdiff_core.networks import (
     UNetConfig,
     network_preset,
 )
-from mfdiff_core.networks.unet import SpatialAttention
+from mfdiff_core.networks.unet_blocks import SpatialAttention
 
 GROUPS = {
     "encoders", "global", "detail", "aggregation", "decoder",

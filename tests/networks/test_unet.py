@@ -12,7 +12,7 @@ from torch import Tensor
 from mfdiff_core.config import from_dict
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.networks import UNet, UNetConfig
-from mfdiff_core.networks.unet import (
+from mfdiff_core.networks.unet_blocks import (
     Downsample,
     ResBlock,
     SpatialAttention,
