@@ -57,7 +57,9 @@ def measure(folder: Path, num_slices: int, size: int) -> dict[str, float]:
         "plain_memmap": lambda rows: [plain[i, rows] for i in range(3)],
         "arrow_views": lambda rows: [shard.arrays[name][rows] for name in NAMES],
     }
-    for mine, theirs in zip(readers["arrow_views"](draws[0, 0]), readers["plain_memmap"](draws[0, 0]), strict=True):
+    for mine, theirs in zip(
+        readers["arrow_views"](draws[0, 0]), readers["plain_memmap"](draws[0, 0]), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
     times: dict[str, list[float]] = {name: [] for name in readers}
     for repeat in draws:

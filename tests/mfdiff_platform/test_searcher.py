@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ parameters:
   freeze: {choices: [none, encoders, fusion], when: {strategy: two_stage}}
 """
 TRIALS = 15
+Ending = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
@@ -57,16 +58,26 @@ def open_searcher(study: Study, trials: int = TRIALS) -> RecipeSearcher:
 
 def outcome(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """What a trial does, from its config alone: some finish, some are stopped, some fail."""
-    recipe, number = config["recipe"], config["number"]
-    psnr = 30 - 1e3 * abs(recipe["lr"] - 1e-3) + len(recipe.get("freeze", "")) / 10
-    if number % 7 == 5:
+    if config["number"] % 7 == 5:
         return "failed", {}
-    if number % 4 == 3:
-        return "pruned", {"psnr": psnr - 1, "iterations": 10 + 10 * (number % 3)}
-    return "finished", {"psnr": psnr, "iterations": 90, FINAL: True}
+    if config["number"] % 4 == 3:
+        return stopped(config)
+    return "finished", {"psnr": psnr_of(config["recipe"]), "iterations": 90, FINAL: True}
 
 
-def step(searcher: RecipeSearcher, ledger: Ledger, *, killed: bool = False) -> Any:
+def stopped(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A trial that the scheduler ends at one of three rungs."""
+    rung = 10 + 10 * (config["number"] % 3)
+    return "pruned", {"psnr": psnr_of(config["recipe"]) - 1, "iterations": rung}
+
+
+def psnr_of(recipe: Mapping[str, Any]) -> float:
+    return 30 - 1e3 * abs(float(recipe["lr"]) - 1e-3) + len(recipe.get("freeze", "")) / 10
+
+
+def step(
+    searcher: RecipeSearcher, ledger: Ledger, *, killed: bool = False, ends: Ending = outcome
+) -> Any:
     """One trial, recorded as a study's driver does; ``killed`` ends the session within it."""
     config = searcher.suggest("id")
     if not isinstance(config, dict):
@@ -74,7 +85,7 @@ def step(searcher: RecipeSearcher, ledger: Ledger, *, killed: bool = False) -> A
     if config["number"] not in {record.number for record in ledger}:
         ledger.add(recorded(config), config["number"])
     if not killed:
-        state, result = outcome(config)
+        state, result = ends(config)
         searcher.on_trial_complete("id", result or None, error=state == "failed")
         metrics = {"psnr": result["psnr"]} if result else {}
         iterations = result.get("iterations", 0)
@@ -129,6 +140,16 @@ def test_study_resumed_after_every_trial_tries_the_same_too(tmp_path: Path) -> N
     run_to_end(whole)
     for _ in range(TRIALS):
         step(open_searcher(broken), broken.ledger)
+    assert recipes(broken) == recipes(whole)
+
+
+def test_resumed_search_ranks_stopped_trials_as_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole, broken = Study(tmp_path / "whole", request()), Study(tmp_path / "broken", request())
+    searcher = open_searcher(whole)
+    for _ in range(TRIALS):
+        step(searcher, whole.ledger, ends=stopped)
+        step(open_searcher(broken), broken.ledger, ends=stopped)
+    assert {record.state for record in whole.ledger} == {"pruned"}
     assert recipes(broken) == recipes(whole)
 
 
