@@ -44,7 +44,7 @@ def measure(folder: Path, num_slices: int, size: int) -> dict[str, float]:
     images = rng.random((3, num_slices, size, size), dtype=np.float32)
     blank = np.zeros((size, size), dtype=np.uint8)
     records = [
-        SliceRecord(_info(row), *(images[i, row] for i in range(3)), blank, blank)
+        SliceRecord(_info(row), images[0, row], images[1, row], images[2, row], blank, blank)
         for row in range(num_slices)
     ]
     write_shard(folder / "shard.arrow", records)
@@ -53,7 +53,7 @@ def measure(folder: Path, num_slices: int, size: int) -> dict[str, float]:
     plain = np.load(folder / "plain.npy", mmap_mode="r")
     table = pa.ipc.open_file(pa.memory_map(str(folder / "shard.arrow"))).read_all()
     draws = rng.integers(num_slices, size=(REPEATS, BATCHES, BATCH))
-    readers: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {  # type: ignore[type-arg]
+    readers: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
         "plain_memmap": lambda rows: [plain[i, rows] for i in range(3)],
         "arrow_views": lambda rows: [shard.arrays[name][rows] for name in NAMES],
     }
@@ -81,7 +81,7 @@ def _info(row: int) -> SliceInfo:
     return SliceInfo("bench", "all", "nobody", row, 0, 1.39, 1.0, 1.0)
 
 
-def _seconds(read: Callable[..., object], batches: np.ndarray) -> float:  # type: ignore[type-arg]
+def _seconds(read: Callable[..., object], batches: np.ndarray) -> float:
     started = time.perf_counter()
     for rows in batches:
         read(rows)

@@ -1,6 +1,6 @@
 """What a simulated slice pair costs, beside the same OSEM with scikit-image and ASTRA on the CPU.
 
-    python benchmarks/simulation.py [--json FILE] [--grids 128 192 344]
+    python -m benchmarks.simulation [--json FILE] [--grids 128 192 344]
 
 A pair is one standard-dose (15 iterations x 10 subsets) and one low-dose reconstruction (10 x 14)
 of 252 views with a resolution model: 25 full projections and 25 back-projections. Ours is measured
@@ -14,9 +14,6 @@ images, which is what the peers' users project.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from benchmarks.record import write_result
 from mfdiff_core.physics.osem import osem
 from mfdiff_core.physics.phantom import Tissue
 from mfdiff_core.physics.projector import Geometry, Projector
@@ -49,7 +47,6 @@ def main() -> None:
     arguments = options.parse_args()
     rows = [row for size in arguments.grids for row in measure(size)]
     report = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "threads": torch.get_num_threads(),
         "pairs": rows,
         "ratios": ratios(rows),
@@ -57,7 +54,7 @@ def main() -> None:
     }
     show(report)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_result(arguments.json, report)
 
 
 def measure(size: int) -> list[dict[str, object]]:

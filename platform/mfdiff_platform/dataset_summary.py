@@ -48,9 +48,9 @@ def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
     return rows
 
 
-def _of_setting(dataset: Dataset, setting: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # type: ignore[type-arg]
+def _of_setting(dataset: Dataset, setting: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """LPET, SPET and tissue [N, H, W] of a setting, and how many subjects it has."""
-    parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_s": [], "tissue": []}  # type: ignore[type-arg]
+    parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_s": [], "tissue": []}
     subjects = 0
     for shard in dataset.shards:
         rows = [row for row, info in enumerate(shard.infos) if info.setting == setting]
