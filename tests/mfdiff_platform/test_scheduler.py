@@ -62,6 +62,17 @@ def test_trial_at_its_end_is_not_stopped(halving: RecipeHalving) -> None:
     assert verdict(halving, last, 1.0, ITERATIONS, **{FINAL: True}) == TrialScheduler.CONTINUE
 
 
+@pytest.mark.parametrize("iterations", [6, 17, ITERATIONS])
+def test_end_of_one_trial_is_no_bar_for_the_middle_of_another(iterations: int) -> None:
+    scheduler = build_scheduler("asha", iterations)
+    assert isinstance(scheduler, RecipeHalving)
+    scheduler.set_search_properties("psnr", "max")
+    reference, point = trial(scheduler, "external"), trial(scheduler)
+    scheduler.on_trial_complete(None, reference, {"psnr": 30.0, "iterations": iterations})
+    for reached in range(1, iterations):
+        assert verdict(scheduler, point, 20.0, reached) == TrialScheduler.CONTINUE
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 5])
 def test_shortest_trials_have_a_scheduler_too(iterations: int) -> None:
     assert isinstance(build_scheduler("asha", iterations), RecipeHalving)

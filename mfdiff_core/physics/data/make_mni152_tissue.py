@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 import nibabel
-import nilearn  # type: ignore[import-untyped]
+import nilearn
 import numpy as np
 from scipy import ndimage
 
