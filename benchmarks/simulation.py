@@ -134,7 +134,7 @@ def scikit_image(size: int) -> tuple[Operator, Operator]:
 
 def astra(kind: str, size: int) -> tuple[Operator, Operator] | None:
     try:
-        import astra as toolbox  # type: ignore[import-not-found]
+        import astra as toolbox
     except ImportError:
         return None
     angles = [np.arange(k, NUM_VIEWS, NUM_SUBSETS) * np.pi / NUM_VIEWS for k in range(NUM_SUBSETS)]
