@@ -34,14 +34,13 @@ from mfdiff_platform.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# The last reference raises in its worker: there are no phantoms to replay. The learning rates are
-# so high that the last validation of a search point is not its best.
+# The last reference raises in its worker: there are no phantoms to replay.
 SPACE = """
 parameters:
   strategy: {value: two_stage}
   iterations: {value: 6}
   batch_size: {value: 2}
-  lr: {low: 0.03, high: 0.1, log: true}
+  lr: {low: 1e-4, high: 1e-3, log: true}
   freeze: {choices: [none, lora-2]}
   ema: {value: 0.0}
 references:

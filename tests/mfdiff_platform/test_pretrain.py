@@ -134,7 +134,7 @@ def ctrl_c_when(path: Path, text: str) -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_workers_resume_after_ctrl_c_to_what_one_computes(
+def test_two_workers_resume_what_ctrl_c_ended_for_one_and_compute_the_same(
     request_: PretrainRequest,
     workspace: Workspace,
     store: TrackingStore,
@@ -143,7 +143,7 @@ def test_two_workers_resume_after_ctrl_c_to_what_one_computes(
 ) -> None:
     folder, handler = workspace.pretraining("run"), signal.getsignal(signal.SIGINT)
     with ctrl_c_when(folder / EVENTS, '"step": 4,'), pytest.raises(KeyboardInterrupt):
-        pretrain(workspace, store, request_, TWO)
+        pretrain(workspace, store, request_, replace(TWO, count=1))
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (folder / BUNDLE).exists()
     cut_short = store.find(EXPERIMENT, "pretrain/run")

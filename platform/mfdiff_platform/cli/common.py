@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,8 @@ import click
 if TYPE_CHECKING:
     from mfdiff_platform.tracking import TrackingStore
     from mfdiff_platform.workspace import Workspace
+
+PROGRAM = "mfdiff-platform"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,6 +74,11 @@ def open_store(workspace: Workspace) -> TrackingStore:
     store.prepare()
     store.flush()
     return store
+
+
+def this_program() -> Path:
+    """How this program was called, so that a printed command works without the environment."""
+    return Path(sys.argv[0]) if Path(sys.argv[0]).name == PROGRAM else Path(PROGRAM)
 
 
 def print_result(values: dict[str, Any], text: str, as_json: bool) -> None:

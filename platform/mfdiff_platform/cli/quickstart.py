@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from mfdiff_platform.cli.common import common, open_store, print_result, seed_option
+from mfdiff_platform.cli.common import (
+    common,
+    open_store,
+    print_result,
+    seed_option,
+    this_program,
+)
 
 
 @click.command("quickstart")
@@ -25,7 +31,7 @@ def command(seed: int, workspace: Path | None, as_json: bool) -> None:
     from mfdiff_platform.adapt import EXPERIMENT
     from mfdiff_platform.cli.results import rows_json, rows_text
     from mfdiff_platform.quickstart import quickstart
-    from mfdiff_platform.tracking import ui_command, ui_link
+    from mfdiff_platform.tracking import ui_link
     from mfdiff_platform.workspace import open_workspace
 
     place = open_workspace(workspace)
@@ -38,6 +44,7 @@ def command(seed: int, workspace: Path | None, as_json: bool) -> None:
         "report": str(adapted.report),
         "seconds": round(result.seconds, 1),
     }
+    program = this_program()
     link, scan = ui_link(store.get_or_create_experiment(EXPERIMENT)), result.scan
     text = f"""{rows_text(adapted.outcome)}
 
@@ -46,12 +53,13 @@ report         {adapted.report}
 picture        {result.picture}
 restored scan  {scan / "restored.nii.gz"}
 
-MLflow         {ui_command(store)}
+MLflow         {program} ui --workspace {place.root}
                then {link}
 Ray dashboard  {result.dashboard or "not available"} while a command runs;
-               its token: ray get-auth-token
-Next           mfdiff-platform restore --model mfdiff-ood3@candidate \\
-                   --pet {scan / "lpet.nii.gz"} --mr {scan / "t1.nii.gz"} --out spet.nii.gz
+               its token: {program.with_name("ray")} get-auth-token
+Next           {program} restore --model mfdiff-ood3@candidate \\
+                   --pet {scan / "lpet.nii.gz"} --mr {scan / "t1.nii.gz"} \\
+                   --workspace {place.root} --out spet.nii.gz
 
 {result.seconds:.0f} s. ood1, ood2 and ood3 are simulated stand-ins.
 Research use only; not a medical device."""
