@@ -1,0 +1,131 @@
+"""`check_dataset` finds whatever is wrong with a dataset and never raises for it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mfdiff_core.data.check import HIGHEST_INTENSITY, check_dataset
+from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, describe_shard, load_manifest
+from mfdiff_core.data.slices import SliceRecord, write_shard
+from mfdiff_platform.cli import run
+
+MakeRecord = Callable[..., SliceRecord]
+
+
+def _codes(folder: Path) -> set[str]:
+    return {finding.code for finding in check_dataset(folder)}
+
+
+def _replace_shard(folder: Path, subject: str, records: list[SliceRecord]) -> None:
+    """Write other slices under a subject's name, with a manifest that fits them."""
+    path = folder / SHARDS / f"{subject}.arrow"
+    path.unlink()
+    write_shard(path, records)
+    manifest = load_manifest(folder)
+    entry = describe_shard(folder, path, subject, len(records))
+    shards = tuple(entry if old.subject == subject else old for old in manifest.shards)
+    replace(manifest, shards=shards).save(folder)
+
+
+def test_sound_dataset_has_no_findings(dataset_folder: Path) -> None:
+    assert check_dataset(dataset_folder) == []
+
+
+def test_500_flipped_bytes_and_truncations_are_all_found(own_dataset: Path) -> None:
+    shard = own_dataset / load_manifest(own_dataset).shards[1].file
+    content, draws = shard.read_bytes(), random.Random(1)
+    for number in range(500):
+        damaged = bytearray(content)
+        if number % 4:
+            damaged[draws.randrange(len(content))] ^= draws.randrange(1, 256)
+        else:
+            del damaged[draws.randrange(len(content)) :]
+        shard.unlink()  # a mapped file must not be cut short under its readers
+        shard.write_bytes(damaged)
+        assert _codes(own_dataset) == {"damaged"}
+
+
+def test_every_damaged_shard_is_named_in_one_pass(own_dataset: Path) -> None:
+    for subject in ("s1", "s3"):
+        path = own_dataset / SHARDS / f"{subject}.arrow"
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1])
+    assert [finding.where for finding in check_dataset(own_dataset)] == [
+        f"{SHARDS}/s1.arrow",
+        f"{SHARDS}/s3.arrow",
+    ]
+
+
+@pytest.mark.parametrize(("name", "code"), [(MANIFEST, "manifest"), (SPLIT, "split")])
+def test_missing_manifest_or_split_is_found(own_dataset: Path, name: str, code: str) -> None:
+    (own_dataset / name).unlink()
+    assert _codes(own_dataset) == {code}
+
+
+def test_subject_in_two_parts_is_found(own_dataset: Path) -> None:
+    split = json.loads((own_dataset / SPLIT).read_text())
+    split["train"].append(split["test"][0])
+    (own_dataset / SPLIT).write_text(json.dumps(split))
+    assert _codes(own_dataset) == {"split"}
+
+
+def test_slices_of_another_subject_are_a_leak(own_dataset: Path, make_record: MakeRecord) -> None:
+    _replace_shard(own_dataset, "s1", [make_record("s1"), make_record("s4", index=1)])
+    assert _codes(own_dataset) == {"leak"}
+
+
+def test_slice_written_twice_is_found(own_dataset: Path, make_record: MakeRecord) -> None:
+    _replace_shard(own_dataset, "s1", [make_record("s1"), make_record("s1")])
+    assert _codes(own_dataset) == {"duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"x_s": np.zeros((32, 32), np.float32)}, "empty"),
+        ({"x_p": np.full((32, 32), 2 * HIGHEST_INTENSITY, np.float32)}, "range"),
+    ],
+)
+def test_unusable_values_are_found(
+    own_dataset: Path, make_record: MakeRecord, change: dict[str, Any], code: str
+) -> None:
+    _replace_shard(own_dataset, "s1", [replace(make_record("s1"), **change)])
+    assert _codes(own_dataset) == {code}
+
+
+def test_scale_that_is_not_positive_is_found(own_dataset: Path, make_record: MakeRecord) -> None:
+    record = make_record("s1")
+    _replace_shard(own_dataset, "s1", [replace(record, info=replace(record.info, scale=0.0))])
+    assert _codes(own_dataset) == {"scale"}
+
+
+def test_shard_that_no_manifest_knows_is_a_warning(own_dataset: Path) -> None:
+    (own_dataset / SHARDS / "stray.arrow").write_bytes(b"left behind")
+    findings = check_dataset(own_dataset)
+    assert [(finding.severity, finding.code) for finding in findings] == [("warning", "stray")]
+    assert set(asdict(findings[0])) == {"severity", "code", "where", "message"}
+
+
+def test_data_check_ends_with_4_for_a_damaged_set_and_0_for_a_sound_one(own_dataset: Path) -> None:
+    assert run(["data", "check", str(own_dataset)]) == 0
+    (own_dataset / SPLIT).unlink()
+    assert run(["data", "check", str(own_dataset)]) == 4
+
+
+def test_data_show_writes_a_contact_sheet(
+    own_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "sheet.png"
+    assert run(["data", "show", str(own_dataset), "--picture", str(picture), "--json"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shown = json.loads(capsys.readouterr().out)
+    assert {row["setting"] for row in shown["settings"]} == {"ld", "uld"}
