@@ -24,10 +24,14 @@ from mfdiff_core.data.volumes import (
     resample_to,
 )
 from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.errors import DataError
 
 Stack = npt.NDArray[np.float32]
 
 BATCH_SIZE = 16
+HEAD_SHARE, LEAST_OVERLAP = 0.2, 0.5
+"""Voxels above this share of the PET's maximum are head; this share of them must have an MR."""
+
 EMPTY_SHARE = 0.02
 """A slice whose 99.5th percentile is below this share of the volume's has nothing to restore."""
 
@@ -67,11 +71,16 @@ def restore_volume(
         device: where to run; None takes a GPU if there is one.
         batch_size: slices at a time.
         on_slice: called with (slices done, slices to do).
+
+    Raises:
+        DataError: the MR does not cover the head that the PET shows.
+        BundleError: the weights are damaged.
     """
     where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = bundle.model().to(where)
     native = np.ascontiguousarray(axial_slices(lpet))
     native_mr = np.ascontiguousarray(axial_slices(resample_to(mr, lpet)))
+    _check_overlap(native, native_mr)
     grid = _Grid.of(bundle, lpet, (native.shape[1], native.shape[2]))
     seen, seen_mr = grid.to_model(native), grid.to_model(native_mr)
     occupied = _occupied(seen)
@@ -121,6 +130,17 @@ class _Grid:
         """Images back on the scan's grid; ``outside`` where the model's field does not reach."""
         field = self.to_native(np.ones((1, *self.model_shape), dtype=np.float32))
         return np.where(field > 1 - 1e-4, self.to_native(images), outside).astype(np.float32)
+
+
+def _check_overlap(pet: Stack, mr: Stack) -> None:
+    """Refuse an MR that lies elsewhere: a network would invent a picture without it."""
+    head = pet > HEAD_SHARE * pet.max()
+    covered = float((mr[head] > 0).mean()) if head.any() else 1.0
+    if covered < LEAST_OVERLAP:
+        raise DataError(
+            f"the MR covers {100 * covered:.0f} % of the head in the PET; register it to the PET,"
+            " and check that both files are of the same session and keep their affines"
+        )
 
 
 def _occupied(slices: Stack) -> list[int]:

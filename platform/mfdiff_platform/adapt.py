@@ -170,6 +170,7 @@ def _run_tuner(
         seed=request.seed,
         validations=request.validations,
         precision=request.precision,
+        on_gpu=need.gpus > 0,
     )
     trainable = tune.with_resources(
         tune.with_parameters(tune_trial, setting=setting, data=trial_data(study, dataset)),

@@ -58,13 +58,14 @@ class RayTrainContext:
     """A worker of a Ray Train group; reports are barriers over the workers."""
 
     def __init__(self) -> None:
+        import ray
         import ray.train
         import ray.train.torch
 
         context = ray.train.get_context()
         self.share = Share(context.get_world_rank(), context.get_world_size())
-        # Ray names a CUDA device even where torch has none.
-        on_gpu = torch.cuda.is_available()
+        # Ray names a CUDA device even where torch has none, or the worker was given none.
+        on_gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:

@@ -24,6 +24,7 @@ class StudyPlan:
         domain: names dataset, search space and site model.
         name: name of the study, default the domain's.
         data: dataset folder, default the workspace's of that domain.
+        phantom: dataset of the external stage, default the workspace's, if it is there.
         pretrained: bundle folder, default the workspace's newest pretraining.
         space_file: search space, default the domain's or the general one.
         setting: only slices of this setting.
@@ -33,6 +34,7 @@ class StudyPlan:
     domain: str
     name: str = ""
     data: Path | None = None
+    phantom: Path | None = None
     pretrained: Path | None = None
     space_file: Path | None = None
     setting: str = ""
@@ -60,7 +62,7 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     )
     check_image_size(dataset, pretrained.config)
     space = load(resolve(plan.domain, plan.space_file))
-    phantom = workspace.dataset("phantom")
+    phantom = plan.phantom or workspace.dataset("phantom")
     return StudyRequest(
         name=plan.name or plan.domain,
         domain=plan.domain,

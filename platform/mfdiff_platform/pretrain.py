@@ -183,10 +183,12 @@ def _fit(folder: Path, request: PretrainRequest, workers: Workers) -> None:
     import torch
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # Logical GPUs of a machine without CUDA, as in tests, still train over gloo.
+    on_cuda = workers.on_gpu and torch.cuda.is_available()
     trainer = TorchTrainer(
         pretrain_worker,
         train_loop_config={"folder": str(folder), "request": to_dict(request)},
-        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.on_gpu, resources_per_worker=None
         ),
@@ -268,11 +270,13 @@ def shared_validation(model: RestorationModel, slices: SliceSet, share: Share) -
     import torch
 
     mine = set(range(share.rank, len(slices), share.world_size))
-    rows = iter(range(len(slices)))
-    part = slices.select(lambda _: next(rows) in mine)
-    sums = torch.zeros(3, dtype=torch.float64)
+    position = iter(range(len(slices)))
+    part = slices.select(lambda _: next(position) in mine)
+    device = next(model.parameters()).device  # NCCL reduces what lies on its own device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
     if len(part):
-        sums += torch.tensor(list(evaluate_model(model, part).rows()), dtype=torch.float64).sum(0)
+        rows = torch.tensor(evaluate_model(model, part).rows(), dtype=torch.float64)
+        sums += rows.sum(0).to(device)
     means = share.mean(sums) * share.world_size / len(slices)
     return dict(zip(("psnr", "ssim", "nmse"), means.tolist(), strict=True))
 

@@ -70,22 +70,27 @@ def quickstart(workspace: Workspace, store: TrackingStore, seed: int = 0) -> Qui
     with connect() as cluster:
         for domain, subjects in SUBJECTS.items():
             request = SimulationRequest(domain, quick=True, num_subjects=subjects, seed=seed)
-            simulate(request, workspace.dataset(domain))
+            simulate(request, dataset_folder(workspace, domain))
         pretrained = pretrain(workspace, store, pretraining(workspace, seed), _workers(2))
-        study = plan_study(workspace, study_plan(pretrained, seed))
+        study = plan_study(workspace, study_plan(workspace, pretrained, seed))
         adapted = adapt(workspace, store, study, SearchScale(trials=TRIALS))
     bundle = load_bundle(SiteModels(store).resolve(adapted.model))
-    dataset = open_dataset(workspace.dataset(DOMAIN))
+    dataset = open_dataset(dataset_folder(workspace, DOMAIN))
     scan, picture = restore_held_out_scan(workspace, bundle, dataset, seed)
     seconds = time.monotonic() - started
     return QuickstartResult(adapted, scan, picture, cluster.dashboard, seconds)
+
+
+def dataset_folder(workspace: Workspace, domain: str) -> Path:
+    """Small datasets of the quick start, beside those of full size."""
+    return workspace.dataset(f"{NAME}-{domain}")
 
 
 def pretraining(workspace: Workspace, seed: int) -> PretrainRequest:
     """The external stage, cut to what two CPU cores do in about two minutes."""
     return PretrainRequest(
         name=NAME,
-        data=str(workspace.dataset("phantom")),
+        data=str(dataset_folder(workspace, "phantom")),
         model=preset("quick"),
         train=TrainConfig(
             iterations=320,
@@ -100,11 +105,13 @@ def pretraining(workspace: Workspace, seed: int) -> PretrainRequest:
     )
 
 
-def study_plan(pretrained: Bundle, seed: int) -> StudyPlan:
+def study_plan(workspace: Workspace, pretrained: Bundle, seed: int) -> StudyPlan:
     """The internal stage: three references and a few points of the quick-start space."""
     return StudyPlan(
         domain=DOMAIN,
         name=NAME,
+        data=dataset_folder(workspace, DOMAIN),
+        phantom=dataset_folder(workspace, "phantom"),
         pretrained=pretrained.folder,
         space_file=spaces_folder() / f"{NAME}.yaml",
         scheduler="none",

@@ -76,6 +76,7 @@ class TrialSetting:
         seed: seed of the study; every trial draws the same noise and order.
         validations: how often a trial validates, evenly over its iterations.
         precision: ``fp32`` or ``bf16``.
+        on_gpu: whether a trial was given a share of a GPU.
     """
 
     study: str
@@ -86,6 +87,7 @@ class TrialSetting:
     seed: int
     validations: int
     precision: Precision = "fp32"
+    on_gpu: bool = False
 
 
 Report = Callable[[dict[str, float]], None]
@@ -100,7 +102,7 @@ def run_trial(
         TrainingError: the loss or the validation was not finite.
         ConfigError: the recipe does not fit the network.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda") if setting.on_gpu and torch.cuda.is_available() else CPU
     parent = load_bundle(setting.pretrained)
     model = build_model(parent.config, setting.seed).to(device)
     pretrained = parent.weights() if recipe.starts_pretrained else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -30,10 +31,8 @@ from mfdiff_platform.cli.common import (
 @click.option("--iterations", default=50_000, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--batch-size",
-    default=4,
-    show_default=True,
     type=click.IntRange(min=1),
-    help="Slices per step over all workers.",
+    help="Slices per step over all workers.  [default: 4, or the next multiple of the workers]",
 )
 @click.option("--name", help="Name of the run; the same name resumes.  [default: the preset]")
 @settings_option
@@ -45,7 +44,7 @@ def command(
     preset: str,
     data: Path | None,
     iterations: int,
-    batch_size: int,
+    batch_size: int | None,
     name: str | None,
     settings: tuple[str, ...],
     seed: int,
@@ -71,6 +70,7 @@ def command(
     from mfdiff_platform.pretrain import PretrainRequest, Workers, pretrain
     from mfdiff_platform.workspace import open_workspace
 
+    workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
     space = open_workspace(workspace)
     every = max(1, min(1000, iterations // 5))
     request = PretrainRequest(
@@ -80,10 +80,9 @@ def command(
         train=TrainConfig(
             iterations=iterations, seed=seed, validate_every=every, snapshot_every=every
         ),
-        batch_size=batch_size,
+        batch_size=batch_size or math.ceil(4 / workers.count) * workers.count,
     )
     request = override(request, parse_settings(settings))
-    workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
     bundle = pretrain(space, open_store(space), request, workers)
     psnr = bundle.provenance.metrics["psnr"]
     values = {"bundle": str(bundle.folder), "psnr": psnr, "iterations": request.train.iterations}
