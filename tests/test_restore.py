@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from mfdiff_core.bundle import Bundle
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.errors import DataError
 from mfdiff_core.restore import RestoredVolume, restore_volume
 
 Array = npt.NDArray[Any]
@@ -199,3 +200,10 @@ def test_progress_counts_the_slices_to_restore(tiny_bundle: Bundle) -> None:
     calls: list[tuple[int, int]] = []
     restored(tiny_bundle, batch_size=2, on_slice=lambda *call: calls.append(call))
     assert calls == [(2, 3), (3, 3)]
+
+
+def test_mr_that_lies_beside_the_head_is_refused(tiny_bundle: Bundle) -> None:
+    elsewhere = mr().affine.copy()
+    elsewhere[:3, 3] += 500
+    with pytest.raises(DataError, match=r"MR covers 0 % of the head.*register it to the PET"):
+        restored(tiny_bundle, mr=Volume(mr().data, elsewhere))
