@@ -71,6 +71,7 @@ def cli() -> None:
     \b
     Start here:    mfdiff-platform quickstart
     Then, at size: mfdiff-platform simulate --domain phantom
+                   mfdiff-platform simulate --domain ood3
                    mfdiff-platform pretrain --gpus 8
                    mfdiff-platform adapt --domain ood3 --trials 50
                    mfdiff-platform ui
