@@ -5,10 +5,14 @@ Symbols: first and second are the halves [B, C/2, H, W] of a feature (F_f and F_
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mfdiff_core.networks.blocks import Pointwise, mix_pixels
 
 CouplingForm = Literal["paper", "cddfuse"]
 Halves = tuple[Tensor, Tensor]
@@ -25,15 +29,26 @@ class InvertedResidual(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         width = 2 * channels
-        project = nn.Conv2d(width, channels, 1, bias=False)
+        project = Pointwise(width, channels)
         nn.init.zeros_(project.weight)
         super().__init__(
-            nn.Conv2d(channels, width, 1, bias=False),
+            Pointwise(channels, width),
             nn.ReLU6(),
             nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect", groups=width, bias=False),
             nn.ReLU6(),
             project,
         )
+
+
+def side_by_side(blocks: Sequence[InvertedResidual], x: Tensor) -> list[Tensor]:
+    """What ``blocks`` make of the same x, their hidden channels computed as one wide layer."""
+    expand, local = (
+        torch.cat([cast("nn.Conv2d", block[layer]).weight for block in blocks]) for layer in (0, 2)
+    )
+    hidden = F.pad(F.relu6(mix_pixels(x, expand)), (1, 1, 1, 1), mode="reflect")
+    hidden = F.relu6(F.conv2d(hidden, local, groups=len(local)))
+    parts = hidden.chunk(len(blocks), dim=1)
+    return [block[4](part) for block, part in zip(blocks, parts, strict=True)]
 
 
 def bounded_exp(u: Tensor) -> Tensor:
@@ -59,14 +74,22 @@ class AffineCoupling(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Halves:
         """Halves after the layer."""
         if self.swapped:
-            return first, second * bounded_exp(self.scale(first)) + self.shift(first)
-        return first * bounded_exp(self.scale(second)) + self.shift(second), second
+            factor, shift = self._factor_and_shift(first)
+            return first, second * factor + shift
+        factor, shift = self._factor_and_shift(second)
+        return first * factor + shift, second
 
     def inverse(self, first: Tensor, second: Tensor) -> Halves:
         """Halves before the layer."""
         if self.swapped:
-            return first, (second - self.shift(first)) / bounded_exp(self.scale(first))
-        return (first - self.shift(second)) / bounded_exp(self.scale(second)), second
+            factor, shift = self._factor_and_shift(first)
+            return first, (second - shift) / factor
+        factor, shift = self._factor_and_shift(second)
+        return (first - shift) / factor, second
+
+    def _factor_and_shift(self, half: Tensor) -> Halves:
+        u, shift = side_by_side((self.scale, self.shift), half)
+        return bounded_exp(u), shift
 
 
 class MixedCoupling(nn.Module):
@@ -80,7 +103,7 @@ class MixedCoupling(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.mix = Pointwise(2 * channels, 2 * channels, bias=True)
         nn.init.orthogonal_(self.mix.weight)  # any start is invertible, a rotation stays accurate
         self.phi = InvertedResidual(channels)
         self.scale = InvertedResidual(channels)
@@ -90,11 +113,13 @@ class MixedCoupling(nn.Module):
         """Halves after the layer."""
         first, second = self.mix(torch.cat((first, second), dim=1)).chunk(2, dim=1)
         second = second + self.phi(first)
-        return first * bounded_exp(self.scale(second)) + self.shift(second), second
+        u, shift = side_by_side((self.scale, self.shift), second)
+        return first * bounded_exp(u) + shift, second
 
     def inverse(self, first: Tensor, second: Tensor) -> Halves:
         """Halves before the layer."""
-        first = (first - self.shift(second)) / bounded_exp(self.scale(second))
+        u, shift = side_by_side((self.scale, self.shift), second)
+        first = (first - shift) / bounded_exp(u)
         mixed = torch.cat((first, second - self.phi(first)), dim=1)
         assert self.mix.bias is not None
         unmix = torch.linalg.inv(self.mix.weight.flatten(1))

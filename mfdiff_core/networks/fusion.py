@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mfdiff_core.networks.blocks import QkvConv, RestormerBlock
+from mfdiff_core.networks.blocks import Pointwise, QkvConv, RestormerBlock
 from mfdiff_core.networks.coupling import CouplingForm, DetailBranch
 
 Branches = Literal["global+detail", "global", "detail"]
@@ -101,7 +101,7 @@ class FusionLayer(nn.Module):
         channels = config.channels
         self.reduce: nn.Module | None = None
         if config.merge == "concat":
-            self.reduce = nn.Conv2d(2 * channels, channels, 1, bias=False)
+            self.reduce = Pointwise(2 * channels, channels)
         self.branch = _branch(config, kind, config.fusion_couplings)
 
     def forward(self, of_p: Tensor, of_m: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(2 * config.channels, config.channels, 1, bias=False)
+        self.reduce = Pointwise(2 * config.channels, config.channels)
         self.blocks = nn.Sequential(*_transformer_blocks(config, config.decoder_blocks))
 
     def forward(self, g_fuse: Tensor, d_fuse: Tensor) -> Tensor:

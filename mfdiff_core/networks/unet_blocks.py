@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mfdiff_core.networks.blocks import Pointwise
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -118,7 +120,7 @@ class ResBlock(nn.Module):
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.shortcut = Pointwise(in_channels, out_channels, bias=True)
         self.checkpointing = config.checkpointing
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -148,8 +150,8 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.project = nn.Conv2d(channels, channels, 1)
+        self.qkv = Pointwise(channels, 3 * channels, bias=True)
+        self.project = Pointwise(channels, channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend; the scale is 1/sqrt(C)."""

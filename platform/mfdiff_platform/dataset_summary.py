@@ -1,4 +1,4 @@
-"""A dataset in one table and one picture."""
+"""A dataset in one table and two pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.evaluation.figures import Triplet, contact_sheet
+from mfdiff_core.evaluation.histograms import histogram_chart
 from mfdiff_core.evaluation.metrics import evaluate_slices
 from mfdiff_core.files import write_bytes
 
 GREY, WHITE = 2, 3
 """BrainWeb classes."""
+HEAD = 0.05
+"""Share of a slice's highest SPET above which a pixel counts as head."""
 
 
 class SettingSummary(NamedTuple):
@@ -38,7 +41,8 @@ def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
     """A row per setting, over all subjects."""
     rows = []
     for setting in dataset.manifest.settings:
-        x_p, x_s, tissue, subjects = _of_setting(dataset, setting)
+        images, subjects = _of_setting(dataset, setting)
+        x_p, x_s, tissue = images["x_p"], images["x_s"], images["tissue"]
         metrics = evaluate_slices(x_p, x_s).mean()
         white, grey = tissue == WHITE, tissue == GREY
         known = bool(white.any() and grey.any())
@@ -48,17 +52,16 @@ def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
     return rows
 
 
-def _of_setting(dataset: Dataset, setting: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """LPET, SPET and tissue [N, H, W] of a setting, and how many subjects it has."""
-    parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_s": [], "tissue": []}
+def _of_setting(dataset: Dataset, setting: str) -> tuple[dict[str, np.ndarray], int]:
+    """Images and tissue [N, H, W] of a setting by name, and how many subjects it has."""
+    parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_m": [], "x_s": [], "tissue": []}
     subjects = 0
     for shard in dataset.shards:
         rows = [row for row, info in enumerate(shard.infos) if info.setting == setting]
         subjects += bool(rows)
         for name, found in parts.items():
             found.append(shard.arrays[name][rows])
-    x_p, x_s, tissue = (np.concatenate(found) for found in parts.values())
-    return x_p, x_s, tissue, subjects
+    return {name: np.concatenate(found) for name, found in parts.items()}, subjects
 
 
 def write_contact_sheet(dataset: Dataset, path: Path) -> None:
@@ -73,3 +76,14 @@ def write_contact_sheet(dataset: Dataset, path: Path) -> None:
         rows[setting] = Triplet(x_m, x_p * scale, x_s * scale)
     voxel_mm = dataset.shards[0].infos[0].voxel_mm
     write_bytes(path, contact_sheet(rows, unit="activity", voxel_mm=voxel_mm))
+
+
+def write_histograms(dataset: Dataset, path: Path) -> None:
+    """PNG with the intensities of LPET, SPET and T1 in each setting, as a network sees them."""
+    rows = {}
+    for setting in dataset.manifest.settings:
+        images, _ = _of_setting(dataset, setting)
+        head = images["x_s"] > HEAD * images["x_s"].max(axis=(1, 2), keepdims=True)
+        names = {"LPET": "x_p", "SPET": "x_s", "T1": "x_m"}
+        rows[setting] = {shown: images[name][head] for shown, name in names.items()}
+    write_bytes(path, histogram_chart(rows))

@@ -52,24 +52,31 @@ def check(folder: Path, as_json: bool) -> None:
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Contact sheet to write.  [default: WORKSPACE/pictures/data-DOMAIN.png]",
+    help="Contact sheet to write, the histograms go beside it."
+    "  [default: WORKSPACE/pictures/data-DOMAIN.png]",
 )
 @common
 def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bool) -> None:
-    """Summarise a dataset and write a contact sheet: T1, LPET and SPET of each setting.
+    """Summarise a dataset; write a contact sheet (T1, LPET, SPET) and histograms per setting.
 
     \b
     Example:
       mfdiff-platform data show mfdiff-workspace/data/ood3
     """
     from mfdiff_core.data.dataset import open_dataset
-    from mfdiff_platform.dataset_summary import summarise_dataset, write_contact_sheet
+    from mfdiff_platform.dataset_summary import (
+        summarise_dataset,
+        write_contact_sheet,
+        write_histograms,
+    )
     from mfdiff_platform.workspace import open_workspace
 
     dataset = open_dataset(folder)
     domain = dataset.manifest.domain
     out = picture or open_workspace(workspace).picture(f"data-{domain}.png")
+    histograms = out.with_name(f"{out.stem}-histograms.png")
     write_contact_sheet(dataset, out)
+    write_histograms(dataset, histograms)
     summary = summarise_dataset(dataset)
     head = ("setting", "slices", "subjects", "LPET PSNR", "SSIM", "NMSE", "noise %", "grey/white")
     rows = [
@@ -95,7 +102,8 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
         },
         "settings": [row._asdict() for row in summary],
         "picture": str(out),
+        "histograms": str(histograms),
     }
     parts = (f"{part} {len(names)}" for part, names in values["split"].items())  # type: ignore[attr-defined]
     text = f"{domain}: {dataset.manifest.rows} slices; subjects: {', '.join(parts)}"
-    print_result(values, f"{text}\n\n{table(head, rows)}\n\n{out}", as_json)
+    print_result(values, f"{text}\n\n{table(head, rows)}\n\n{out}\n{histograms}", as_json)
