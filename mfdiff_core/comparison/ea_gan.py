@@ -136,9 +136,11 @@ def _up(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
 
 def edges(y: Tensor) -> Tensor:
     """Edge map in [-1, 1] of y [B, 1, H, W] in [-1, 1]: norm of both Sobel responses, squashed."""
+    y = y.float() if y.dtype == torch.bfloat16 else y
     smooth, slope = y.new_tensor([1.0, 2.0, 1.0]), y.new_tensor([1.0, 0.0, -1.0])
     kernels = torch.stack((torch.outer(smooth, slope), torch.outer(slope, smooth))).unsqueeze(1)
-    response = F.conv2d(F.pad(y, (1, 1, 1, 1), value=-1.0), kernels).float()
+    with torch.autocast(y.device.type, enabled=False):
+        response = F.conv2d(F.pad(y, (1, 1, 1, 1), value=-1.0), kernels)
     # The root's gradient at a flat spot is made 0 rather than infinite.
     norm = (response.square().sum(dim=1, keepdim=True) + 1e-12).sqrt()
     return 2.0 * torch.tanh(norm) - 1.0
@@ -198,7 +200,7 @@ class EAGAN(System):
         return y_hat
 
     def _judged(self, y: Tensor) -> tuple[Tensor, ...]:
-        return (y, edges(y).to(y.dtype)) if self.config.edge_discriminator else (y,)
+        return (y, edges(y)) if self.config.edge_discriminator else (y,)
 
 
 def _discriminator(in_channels: int, width: int) -> nn.Sequential:

@@ -95,6 +95,7 @@ def test_slices_on_a_finer_grid_are_reconstructed_on_the_scanners(slices: Slices
 
 def test_passes_differ_between_training_and_restoration(slices: Slices) -> None:
     system = thin("fb-sem", train_iterations=1, restore_iterations=2)
+    assert isinstance(system, FBSEM)
     calls: list[int] = []
     system.cnn.register_forward_pre_hook(lambda *_: calls.append(1))
     system(*slices.images, *slices.scan)
