@@ -49,6 +49,16 @@ def discriminator_loss(
     return 0.5 * (of_real + least_squares(discriminator(cut), labels[1]))
 
 
+def to_tanh(x: Tensor, top: float) -> Tensor:
+    """Intensities in [0, top] to the range [-1, 1] of a tanh."""
+    return x * (2.0 / top) - 1.0
+
+
+def from_tanh(y: Tensor, top: float) -> Tensor:
+    """The inverse of `to_tanh`."""
+    return (y + 1.0) * (top / 2.0)
+
+
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute difference in float32."""
     return F.l1_loss(a.float(), b.float())

@@ -8,10 +8,11 @@ Not reproduced of the official code: a down-sampling filter divided by the squar
 weakens shortcuts 27 times; a ramp of the learning rate over ten million images, longer than a
 whole training here; gradients that are not finite turned into numbers (the loop skips the step);
 averaged weights with a base of 0.9 (the loop has its own average). Negative activity is set to
-zero. The standard deviation of real residuals is far below the 0.5 that is assumed of the data
-here as there; `sigma_data` can be set to what it is.
+zero. The standard deviation of residuals is far below the 0.5 that is assumed of the data (0.07 on
+the phantom set): `residual_std` brings them there, so that all noise levels keep their meaning.
 
-Symbols: r = x_s - x_p, sigma noise level [B], n = sigma * eps, F the network, D the denoiser.
+Symbols: r = x_s - x_p (times `gain`), sigma noise level [B], n = sigma * eps, F the network, D the
+denoiser.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class CSRDConfig(SystemConfig):
     Attributes:
         unet: the network.
         sigma_data: standard deviation that is assumed of r.
+        residual_std: standard deviation of x_s - x_p, which is scaled to have `sigma_data`; as
+            published nothing is scaled, and both are 0.5.
         log_sigma_mean: of the training noise levels' logarithm.
         log_sigma_std: of the same.
         sigma_min: last noise level of the sampler before 0.
@@ -52,6 +55,7 @@ class CSRDConfig(SystemConfig):
     system: Literal["csrd"] = "csrd"
     unet: ScoreUNetConfig = field(default_factory=ScoreUNetConfig)
     sigma_data: float = 0.5
+    residual_std: float = 0.5
     log_sigma_mean: float = -1.2
     log_sigma_std: float = 1.2
     sigma_min: float = 0.002
@@ -62,10 +66,14 @@ class CSRDConfig(SystemConfig):
     patch_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max or self.sigma_data <= 0:
+        if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
-                "0 < sigma_min < sigma_max and sigma_data > 0 are required, got"
-                f" {self.sigma_min=}, {self.sigma_max=}, {self.sigma_data=}"
+                f"0 < sigma_min < sigma_max is required, got {self.sigma_min=}, {self.sigma_max=}"
+            )
+        if min(self.sigma_data, self.residual_std) <= 0:
+            raise ValueError(
+                "standard deviations must be positive, got"
+                f" {self.sigma_data=}, {self.residual_std=}"
             )
         if self.rho <= 0 or self.log_sigma_std <= 0:
             raise ValueError(
@@ -82,6 +90,11 @@ class CSRDConfig(SystemConfig):
     def size_factor(self) -> int:
         """Heights and widths that can be restored are multiples of this."""
         return self.patch_size << (len(self.unet.multipliers) - 1)
+
+    @property
+    def gain(self) -> float:
+        """Factor on x_s - x_p that gives it `sigma_data`."""
+        return self.sigma_data / self.residual_std
 
 
 class CSRD(System):
@@ -111,7 +124,7 @@ class CSRD(System):
     def training_losses(self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *extra: Tensor) -> Losses:
         """Squared error of D, weighted by 1 / c_out^2, in float32."""
         sigma, eps = extra
-        r = x_s - x_p
+        r = self.config.gain * (x_s - x_p)
         level = sigma.view(-1, 1, 1, 1)
         denoised = self.denoise(r + level * eps, sigma, x_p, x_m)
         data = self.config.sigma_data
@@ -166,7 +179,7 @@ class CSRD(System):
         for index in range(k):
             start = self.config.sigma_max * noise(index, 0).double()
             r = heun(denoise, start, self.levels()).to(x_p.dtype)
-            samples.append((x_p + r).clamp_min(0))
+            samples.append((x_p + r / self.config.gain).clamp_min(0))
         stacked = torch.stack(samples)
         std = stacked.std(dim=0) if k > 1 else torch.zeros_like(x_p)
         return SampleResult(stacked.mean(dim=0), std, k * per_sample)

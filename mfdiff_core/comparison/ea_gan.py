@@ -9,7 +9,8 @@ Not reproduced of the official code: the pool of past images, which is detached 
 generator's step, so that the adversarial term had no gradient; one pool for real and restored
 images; soft labels drawn once and kept (here drawn anew for every slice and step, for the
 discriminator alone). The discriminator is updated at once with the generator rather than before
-it. Activity beyond 1 cannot be restored by the tanh; the intensity scale leaves room below.
+it. A tanh cannot restore what lies beyond 1, as hot lesions do in units of the LPET: 1.25, where
+MFdiff clips as well, is mapped to 1 instead.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from mfdiff_core.comparison.adversarial import (
     constant_scores,
     discriminator_loss,
+    from_tanh,
     l1,
     least_squares,
     normal_start,
     patch_stage,
+    to_tanh,
 )
 from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
-from mfdiff_core.diffusion.process import from_diffusion, to_diffusion
 
 REAL_LABELS, FAKE_LABELS = (0.7, 1.2), (0.0, 0.3)
 
@@ -47,6 +49,7 @@ class EAGANConfig(SystemConfig):
         l1_weight: of the absolute error, over the adversarial term.
         edge_weight: of the absolute error of the edges, once it has grown to its end.
         edge_growth: share of the training over which it grows from 0.
+        intensity_top: largest intensity that can be restored.
         dropout: probability in the innermost stages beyond the fifth.
     """
 
@@ -58,6 +61,7 @@ class EAGANConfig(SystemConfig):
     l1_weight: float = 300.0
     edge_weight: float = 100.0
     edge_growth: float = 20 / 150
+    intensity_top: float = 1.25
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
@@ -71,8 +75,11 @@ class EAGANConfig(SystemConfig):
                 "weights must not be negative and edge_growth positive, got"
                 f" {self.l1_weight=}, {self.edge_weight=}, {self.edge_growth=}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout=}")
+        if not 0 <= self.dropout < 1 or self.intensity_top <= 0:
+            raise ValueError(
+                "dropout must lie in [0, 1) and intensity_top be positive, got"
+                f" {self.dropout=}, {self.intensity_top=}"
+            )
         super().__post_init__()
 
     @property
@@ -177,12 +184,13 @@ class EAGAN(System):
 
     def estimate(self, x_p: Tensor, x_m: Tensor) -> Tensor:
         """The restored image."""
-        return from_diffusion(self._generate(to_diffusion(x_p), to_diffusion(x_m)))
+        top = self.config.intensity_top
+        return from_tanh(self._generate(to_tanh(x_p, top), to_tanh(x_m, top)), top)
 
     def training_losses(self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *extra: Tensor) -> Losses:
         """Adversarial term, errors of image and edges; and the discriminator's."""
         grown, real, fake = extra
-        p, m, y = to_diffusion(x_p), to_diffusion(x_m), to_diffusion(x_s)
+        p, m, y = (to_tanh(x, self.config.intensity_top) for x in (x_p, x_m, x_s))
         y_hat = self._generate(p, m)
         judged, judged_hat = self._judged(y), self._judged(y_hat)
         adversarial = least_squares(constant_scores(self.discriminator, p, m, *judged_hat), 1.0)

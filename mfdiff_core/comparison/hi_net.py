@@ -1,9 +1,10 @@
 """Hi-Net: hybrid fusion of two modalities layer by layer (Zhou et al., IEEE TMI 2020; ref. [42]).
 
 Source: the article and its official code. Adapted: whole slices instead of patches of 128 pixels
-(it is fully convolutional), LPET and T1 in, SPET out, images in [-1, 1]. Not reproduced: 0.8
-handed to the discriminator's normalisation as eps, surely meant as momentum; the discriminator's
-loss on restored images that are not detached and whose generator has already been changed.
+(it is fully convolutional), LPET and T1 in, SPET out; intensities up to 1.25 mapped to the tanh's
+[-1, 1], as hot lesions pass 1. Not reproduced: 0.8 handed to the discriminator's normalisation as
+eps, surely meant as momentum; the discriminator's loss on restored images that are not detached
+and whose generator has already been changed.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from mfdiff_core.comparison.adversarial import (
     constant_scores,
     discriminator_loss,
+    from_tanh,
     l1,
     least_squares,
     normal_start,
+    to_tanh,
 )
 from mfdiff_core.comparison.conv_unet import conv_block, double_conv
 from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
-from mfdiff_core.diffusion.process import from_diffusion, to_diffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class HiNetConfig(SystemConfig):
         channels: of the encoders' first stage; they double twice.
         discriminator_channels: of the discriminator's first stage; they double with each halving.
         discriminator_halvings: of the grid; at least three pixels must be left.
+        intensity_top: largest intensity that can be restored.
         l1_weight: of the absolute error of the SPET, over the adversarial term.
         reconstruction_weight: of the absolute error of either input.
     """
@@ -44,13 +47,15 @@ class HiNetConfig(SystemConfig):
     channels: int = 32
     discriminator_channels: int = 32
     discriminator_halvings: int = 4
+    intensity_top: float = 1.25
     l1_weight: float = 100.0
     reconstruction_weight: float = 20.0
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.discriminator_channels) < 1:
+        if min(self.channels, self.discriminator_channels) < 1 or self.intensity_top <= 0:
             raise ValueError(
-                f"widths must be positive, got {self.channels=}, {self.discriminator_channels=}"
+                "widths and intensity_top must be positive, got"
+                f" {self.channels=}, {self.discriminator_channels=}, {self.intensity_top=}"
             )
         if self.discriminator_halvings < 1 or self.image_size >> self.discriminator_halvings < 3:
             raise ValueError(
@@ -182,13 +187,14 @@ class HiNet(System):
     def estimate(self, x_p: Tensor, x_m: Tensor) -> Tensor:
         """The restored image."""
         check_size(x_p, self.config)
-        of_p, of_m = self.encoder_p(to_diffusion(x_p)), self.encoder_m(to_diffusion(x_m))
-        return from_diffusion(self.fused(of_p, of_m))
+        top = self.config.intensity_top
+        of_p, of_m = self.encoder_p(to_tanh(x_p, top)), self.encoder_m(to_tanh(x_m, top))
+        return from_tanh(self.fused(of_p, of_m), top)
 
     def training_losses(self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *extra: Tensor) -> Losses:
         """Adversarial term, errors of SPET and of both inputs; and the discriminator's."""
         check_size(x_p, self.config)
-        p, m, y = to_diffusion(x_p), to_diffusion(x_m), to_diffusion(x_s)
+        p, m, y = (to_tanh(x, self.config.intensity_top) for x in (x_p, x_m, x_s))
         of_p, of_m = self.encoder_p(p), self.encoder_m(m)
         y_hat = self.fused(of_p, of_m)
         adversarial = least_squares(constant_scores(self.discriminator, y_hat), 1.0)

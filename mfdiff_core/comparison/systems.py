@@ -58,7 +58,9 @@ SYSTEMS: Mapping[str, Kind] = {
         {"discriminator_halvings": 3},
     ),
     "cncl": Kind(CNCLConfig, CNCL, {"channels": 8, "discriminator_channels": 8}),
-    "csrd": Kind(CSRDConfig, CSRD, {"unet": ScoreUNetConfig(channels=16, blocks=2)}),
+    "csrd": Kind(
+        CSRDConfig, CSRD, {"unet": ScoreUNetConfig(channels=16, blocks=2), "residual_std": 0.07}
+    ),
     **{
         name: Kind(AblationConfig, AblationUNet, {"widths": (9, 18, 36, 72, 144)})
         for name in get_args(AblationName)

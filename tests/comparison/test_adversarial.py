@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfdiff_core.comparison.adversarial import discriminator_loss, least_squares
+from mfdiff_core.comparison.adversarial import discriminator_loss, from_tanh, least_squares, to_tanh
 from mfdiff_core.comparison.system import System
-from tests.comparison.toy_systems import ADVERSARIAL, NAMES, Slices, extra, thin
+from tests.comparison.toy_systems import ADVERSARIAL, NAMES, Slices, extra, restored, thin
 
 # Nothing but the adversarial term.
 ALONE = {
@@ -79,6 +79,21 @@ def test_one_backward_pass_of_the_total_gives_each_part_its_own_gradient(
         assert total is not None
         assert expected is not None
         torch.testing.assert_close(total, expected)
+
+
+def test_tanh_units_hold_intensities_up_to_the_top() -> None:
+    x = torch.tensor([0.0, 0.625, 1.25])
+    assert to_tanh(x, 1.25).tolist() == [-1.0, 0.0, 1.0]
+    torch.testing.assert_close(from_tanh(to_tanh(x, 1.25), 1.25), x)
+
+
+@pytest.mark.parametrize("name", ["ea-gan", "hi-net"])
+def test_lesions_hotter_than_one_can_be_restored(name: str, slices: Slices) -> None:
+    system = thin(name).eval()
+    for parameter_name, parameter in system.named_parameters():
+        if parameter_name.endswith(("head.1.bias", "head.1.weight")):
+            torch.nn.init.constant_(parameter, 20.0 if "bias" in parameter_name else 0.0)
+    torch.testing.assert_close(restored(system, slices), torch.full_like(slices.x_p, 1.25))
 
 
 def test_least_squares_takes_one_label_for_all_or_one_per_row() -> None:

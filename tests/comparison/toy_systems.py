@@ -49,10 +49,8 @@ THIN: dict[str, dict[str, Any]] = {
     "csrd": {
         "unet": ScoreUNetConfig(channels=16, multipliers=(1, 2), blocks=1, dropout=0.0),
         "patch_size": 2,
-        "sigma_data": 0.1,
-        "sigma_max": 1.0,
-        "log_sigma_mean": -2.5,
-        "num_steps": 6,
+        "residual_std": 0.1,
+        "num_steps": 8,
     },
 }
 
