@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 import mfdiff_core
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import BundleError, ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, sha256_file, write_json
 from mfdiff_core.model import ModelConfig, RestorationModel, build_model
+from mfdiff_core.tensors import load_tensors, save_tensors
 
 WEIGHTS, CONFIG, PROVENANCE = "weights.safetensors", "config.json", "provenance.json"
 FORMAT = 1
@@ -75,10 +74,9 @@ class Bundle:
         if sha256_file(path) != self.provenance.sha256:
             raise BundleError(f"{path}: the weights do not match the hash in {PROVENANCE}")
         try:
-            weights: dict[str, torch.Tensor] = load_file(str(path))
-        except SafetensorError as fault:
-            raise BundleError(f"{path}: unreadable weights ({fault})") from None
-        return weights
+            return load_tensors(path)
+        except DataError as fault:
+            raise BundleError(str(fault)) from None
 
     def model(self) -> RestorationModel:
         """The trained model on the CPU, in evaluation mode.
@@ -107,8 +105,7 @@ def save_bundle(
     """Write a bundle to ``folder`` atomically, replacing what was there."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        save_file(tensors, str(temporary / WEIGHTS))
+        save_tensors(temporary / WEIGHTS, weights)
         write_json(temporary / CONFIG, {"format": FORMAT, "model": to_dict(config)})
         described = asdict(provenance) | {"sha256": sha256_file(temporary / WEIGHTS)}
         write_json(temporary / PROVENANCE, described)

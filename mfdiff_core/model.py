@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_core.networks.mfdiff import MFdiff, MFdiffConfig
 from mfdiff_core.networks.presets import NETWORK_PRESETS, network_preset
 from mfdiff_core.seeding import derive_seed
+
+Layout = Literal["channels_last", "contiguous", "mixed"]
+"""``mixed`` is channels_last for the fusion module only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ class RestorationModel(nn.Module):
         x_s: torch.Tensor,
         t: torch.Tensor,
         eps: torch.Tensor,
+        f: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Loss of Eq. (9) for drawn steps and noise, a scalar.
 
@@ -81,11 +85,32 @@ class RestorationModel(nn.Module):
             x_p, x_m, x_s: images [B, 1, H, W] in intensity units.
             t: 0-based diffusion steps, int64 [B].
             eps: standard normal noise [B, 1, H, W].
+            f: what `fuse` gives for x_p and x_m, where it is known.
         """
-        p, m, x_0 = to_diffusion(x_p), to_diffusion(x_m), to_diffusion(x_s)
+        p, x_0 = to_diffusion(x_p), to_diffusion(x_s)
         x_t = self.process.add_noise(x_0, t, eps)
-        output = self.network(x_t, t, p, self.network.fuse(p, m))
+        output = self.network(x_t, t, p, self.fuse(x_p, x_m) if f is None else f)
         return self.process.loss(output, x_0, t, eps, p)
+
+    def fuse(self, x_p: torch.Tensor, x_m: torch.Tensor) -> torch.Tensor:
+        """Fused features F [B, C, h, w] of images [B, 1, H, W] in intensity units."""
+        f: torch.Tensor = self.network.fuse(to_diffusion(x_p), to_diffusion(x_m))
+        return f
+
+    @property
+    def fusion_is_frozen(self) -> bool:
+        """Whether F of an image stays what it is during training."""
+        return not any(p.requires_grad for p in self.network.fusion.parameters())
+
+    def set_layout(self, layout: Layout) -> None:
+        """Choose how activations and weights lie in memory; results agree up to rounding."""
+        formats = {
+            "channels_last": (torch.channels_last, torch.channels_last),
+            "contiguous": (torch.contiguous_format, torch.contiguous_format),
+            "mixed": (torch.channels_last, torch.contiguous_format),
+        }
+        fusion, unet = formats[layout]
+        self.network.set_memory_format(fusion=fusion, unet=unet)
 
     @torch.no_grad()
     def restore(
@@ -107,8 +132,7 @@ class RestorationModel(nn.Module):
             sampler: instead of the model's own sampler.
             on_step: called after each network evaluation with (done, total).
         """
-        p, m = to_diffusion(x_p), to_diffusion(x_m)
-        f = self.network.fuse(p, m)
+        p, f = to_diffusion(x_p), self.fuse(x_p, x_m)
 
         def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             output: torch.Tensor = self.network(x_t, t, p, f)

@@ -206,7 +206,6 @@ def test_other_precision_keeps_the_noise_schedule(tiny_model: RestorationModel) 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_noise_schedule_moves_with_the_weights(
     tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
 ) -> None:

@@ -17,11 +17,27 @@ MAX_ZOOM = 0.05
 
 
 class Batch(NamedTuple):
-    """Images of one step, each [B, 1, H, W] in intensity units."""
+    """Images of one step, each [B, 1, H, W] in intensity units.
+
+    ``keys`` name the images as they are after augmentation, equal keys being equal images; empty
+    where augmentation draws them anew each time.
+    """
 
     x_p: torch.Tensor
     x_m: torch.Tensor
     x_s: torch.Tensor
+    keys: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_p, x_m and x_s."""
+        return self.x_p, self.x_m, self.x_s
+
+    def chunk(self, count: int, place: int) -> Batch:
+        """Part ``place`` of ``count`` equal parts."""
+        size = len(self.x_s) // count
+        rows = slice(place * size, (place + 1) * size)
+        return Batch(self.x_p[rows], self.x_m[rows], self.x_s[rows], self.keys[rows])
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class BatchStream:
         augment: ``none``; ``flip`` left-right; ``affine`` adds rotation and zoom.
         replayed: slices of an earlier stage mixed in, for example phantoms.
         replay_share: expected share of replayed slices, 0 to 1.
+        device: where batches are wanted, if the slices themselves did not fit there.
     """
 
     slices: SliceSet
@@ -43,27 +60,41 @@ class BatchStream:
     augment: Augmentation = "none"
     replayed: SliceSet | None = None
     replay_share: float = 0.0
+    device: torch.device | None = None
 
     def __call__(self, step: int) -> Batch:
         """The batch of step 0, 1, ..."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        rows = [_shuffled(len(self.slices), self.seed, "order", position) for position in positions]
-        images = [getattr(self.slices, name)[rows] for name in Batch._fields]
+        rows = self._rows(self.slices, "order", step)
+        images = [image[rows] for image in _images(self.slices)]
+        keys = [f"new:{row}" for row in rows]
         if self.replayed is not None and self.replay_share > 0:
-            images = self._mix(images, step, list(positions))
-        stacked = _augment(torch.stack(images), self.augment, self.seed, step)
-        return Batch(*stacked)
+            images, keys = self._mix(self.replayed, images, keys, step)
+        stacked = torch.stack(images).to(self.device or images[0].device, non_blocking=True)
+        draws = torch.rand(3, self.batch_size, generator=generator(self.seed, "augment", step))
+        x_p, x_m, x_s = _augment(stacked, self.augment, draws)
+        return Batch(x_p, x_m, x_s, _keys(keys, self.augment, draws))
+
+    def _rows(self, slices: SliceSet, purpose: str, step: int) -> list[int]:
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [_shuffled(len(slices), self.seed, purpose, position) for position in positions]
 
     def _mix(
-        self, images: list[torch.Tensor], step: int, positions: list[int]
-    ) -> list[torch.Tensor]:
+        self, replayed: SliceSet, images: list[torch.Tensor], keys: list[str], step: int
+    ) -> tuple[list[torch.Tensor], list[str]]:
         """Replace a random subset of the batch by replayed slices."""
-        assert self.replayed is not None
-        draws = rng(self.seed, "replay", step).random(self.batch_size)
-        old = torch.from_numpy(draws < self.replay_share).to(images[0].device)[:, None, None, None]
-        rows = [_shuffled(len(self.replayed), self.seed, "replay-order", p) for p in positions]
-        replayed = [getattr(self.replayed, name)[rows] for name in Batch._fields]
-        return [torch.where(old, a, b) for a, b in zip(replayed, images, strict=True)]
+        draws = rng(self.seed, "replay", step).random(self.batch_size) < self.replay_share
+        old = torch.from_numpy(draws).to(images[0].device)[:, None, None, None]
+        rows = self._rows(replayed, "replay-order", step)
+        pairs = zip(_images(replayed), images, strict=True)
+        mixed = [torch.where(old, theirs[rows].to(ours.device), ours) for theirs, ours in pairs]
+        return mixed, [
+            f"old:{row}" if is_old else key
+            for row, is_old, key in zip(rows, draws, keys, strict=True)
+        ]
+
+
+def _images(slices: SliceSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return slices.x_p, slices.x_m, slices.x_s
 
 
 def _shuffled(length: int, seed: int, purpose: str, position: int) -> int:
@@ -78,15 +109,27 @@ def _permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
     return order
 
 
-def _augment(images: torch.Tensor, kind: Augmentation, seed: int, step: int) -> torch.Tensor:
-    """Transform all images of a triplet alike; ``images`` is [3, B, 1, H, W]."""
+def _flips(draws: torch.Tensor) -> torch.Tensor:
+    return draws[0] < 0.5
+
+
+def _augment(images: torch.Tensor, kind: Augmentation, draws: torch.Tensor) -> torch.Tensor:
+    """Transform all images of a triplet alike; ``images`` is [3, B, 1, H, W], draws [3, B]."""
     if kind == "none":
         return images
-    batch_size = images.shape[1]
-    draws = torch.rand(3, batch_size, generator=generator(seed, "augment", step))
-    flip = (draws[0] < 0.5).to(images.device)[None, :, None, None, None]
+    flip = _flips(draws).to(images.device)[None, :, None, None, None]
     images = torch.where(flip, images.flip(-1), images)
     return images if kind == "flip" else _rotate_and_zoom(images, draws[1:] * 2 - 1)
+
+
+def _keys(keys: list[str], kind: Augmentation, draws: torch.Tensor) -> tuple[str, ...]:
+    """Names of the images after augmentation; none where no image occurs twice."""
+    if kind == "affine":
+        return ()
+    if kind == "none":
+        return tuple(keys)
+    flips = _flips(draws).tolist()
+    return tuple(f"{key}:flipped" if flip else key for key, flip in zip(keys, flips, strict=True))
 
 
 def _rotate_and_zoom(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

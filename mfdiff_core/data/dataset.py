@@ -48,8 +48,19 @@ class SliceSet:
         return replace(self._map(lambda tensor: tensor[rows]), infos=infos)
 
     def to(self, device: torch.device) -> SliceSet:
-        """The set with its tensors on ``device``: at these sizes a dataset fits there whole."""
+        """The set with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device))
+
+    def resident(self, device: torch.device) -> SliceSet:
+        """The set on ``device`` if it takes at most half of what is free there, else as it is."""
+        if device.type != "cuda" or 2 * self.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return self.to(device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(x.nbytes for x in (self.x_p, self.x_m, self.x_s, self.tissue, self.lesions))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SliceSet:
         return replace(

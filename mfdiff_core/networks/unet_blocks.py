@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class UNetConfig:
             must occur among the levels. The middle block attends in any case.
         dropout: probability inside residual blocks.
         norm_groups: groups of every group normalisation; divides every width.
+        checkpointing: store only the inputs of residual blocks for the backward pass.
     """
 
     channels: int = 128
@@ -34,6 +36,7 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...] = (12,)
     dropout: float = 0.0
     norm_groups: int = 32
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.norm_groups < 1 or self.channels < 4 or self.channels % self.norm_groups:
@@ -116,9 +119,22 @@ class ResBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.checkpointing = config.checkpointing
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
+        if self.checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(
+                self._transform,
+                x,
+                embedding,
+                use_reentrant=False,
+                preserve_rng_state=self.dropout.p > 0,
+            )
+            return out
+        return self._transform(x, embedding)
+
+    def _transform(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))
         h = h + self.time(embedding)[:, :, None, None]
         h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))

@@ -81,11 +81,6 @@ def apply_plan(
             module.register_forward_pre_hook(_contiguous_behind_frozen)
 
 
-def unfreeze(network: nn.Module) -> None:
-    """Train everything from now on."""
-    network.requires_grad_(True)
-
-
 def _contiguous_behind_frozen(module: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
     """Input of a group norm, copied where it comes from frozen layers in channels_last.
 

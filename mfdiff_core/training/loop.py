@@ -1,9 +1,9 @@
 """The training loop, for every model and every launcher.
 
 `train` yields events; the caller reports, saves and stops. It prints and logs nothing, and knows
-of other workers only the slice of each global batch that is its own. All randomness of a step is
-drawn for the global batch and keyed by (seed, step), so the loss of a step does not depend on how
-many workers share it, and a resumed run repeats what an uninterrupted one does.
+of other workers only the slice of each global batch that is its own. A step depends on (seed,
+step) and the weights alone, so the loss of a step does not depend on how many workers share it,
+and a resumed run repeats what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.distributed
 from torch import nn
 
 from mfdiff_core.data.batches import Batch
-from mfdiff_core.errors import TrainingError
-from mfdiff_core.model import RestorationModel
-from mfdiff_core.seeding import derive_seed, generator
-from mfdiff_core.training.optim import OptimConfig, lr_factor, set_lr
+from mfdiff_core.errors import ConfigError, TrainingError
+from mfdiff_core.model import Layout, RestorationModel
+from mfdiff_core.training.frozen_features import FrozenFeatures
+from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.step import WHOLE, Precision, Share, Stepper, Updated
 
-Precision = Literal["fp32", "bf16"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +35,42 @@ class TrainConfig:
         optim: optimiser settings.
         seed: keys noise, diffusion steps and dropout.
         precision: ``bf16`` runs the network under autocast, weights stay float32.
+        accumulate: micro-batches that each worker's rows are cut into, to save memory.
+        layout: memory layout of the network, see `RestorationModel.set_layout`; whoever builds the
+            model applies it, before there is an optimiser.
+        compile: mode of `torch.compile`; pays on a GPU after minutes, hardly ever on a CPU.
+        keep_features: while the fusion is frozen, compute F once per training image.
         log_every: steps between `Progress` events.
         validate_every: steps between `Validated` events; 0 means only at the end.
         snapshot_every: steps between `Snapshot` events; 0 means only at the end.
         max_skipped: steps with a non-finite loss or gradient that are skipped before the run
             stops.
         unfreeze_after: step from which a freeze plan no longer holds; None = never.
+        unfreeze_stepwise: from then on release one stage after the other, the one nearest to the
+            output first, evenly over what is left of the run.
     """
 
     iterations: int = 50_000
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     precision: Precision = "fp32"
+    accumulate: int = 1
+    layout: Layout = "channels_last"
+    compile: Compile = "off"
+    keep_features: bool = True
     log_every: int = 20
     validate_every: int = 0
     snapshot_every: int = 0
     max_skipped: int = 3
     unfreeze_after: int | None = None
+    unfreeze_stepwise: bool = False
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
             raise ValueError(f"iterations must not be negative, got {self.iterations=}")
-        if self.log_every < 1:
-            raise ValueError(f"log_every must be at least 1, got {self.log_every=}")
+        for name in ("log_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
         if min(self.validate_every, self.snapshot_every, self.max_skipped) < 0:
             raise ValueError("intervals and max_skipped must not be negative")
 
@@ -91,36 +104,6 @@ class Snapshot:
 Event = Progress | Validated | Snapshot
 
 
-@dataclass(frozen=True)
-class Share:
-    """This worker's part of each global batch."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def of(self, images: torch.Tensor) -> torch.Tensor:
-        """Rows of this worker.
-
-        Raises:
-            TrainingError: the batch cannot be shared out evenly.
-        """
-        if len(images) % self.world_size:
-            raise TrainingError(
-                f"a batch of {len(images)} cannot be shared by {self.world_size} workers;"
-                " choose a multiple"
-            )
-        return images.chunk(self.world_size)[self.rank]
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of ``values`` over the workers."""
-        if self.world_size > 1:
-            torch.distributed.all_reduce(values)
-        return values / self.world_size
-
-
-WHOLE = Share()
-
-
 def train(
     state: TrainState,
     batches: Callable[[int], Batch],
@@ -145,105 +128,98 @@ def train(
         anchors: weights that L2-SP pulls towards, by parameter name.
 
     Raises:
-        TrainingError: more than ``config.max_skipped`` steps had to be skipped; names the last.
+        TrainingError: more than ``config.max_skipped`` steps had to be skipped (names the last),
+            or memory does not suffice (says what might).
+        ConfigError: unfreezing while several workers share the model.
     """
-    pulls = _pulls(state.model, anchors or {}, config.optim.l2sp)
-    losses: list[torch.Tensor] = []
-    skipped = 0
+    if parallel is not None and config.unfreeze_after is not None:
+        raise ConfigError("a model shared by several workers cannot be unfrozen on the way")
+    step = _stepper(state, config, parallel or state.model, share, anchors or {})
+    window: list[Updated] = []
+    health = _Health(config.max_skipped, state.step)
     while state.step < config.iterations:
-        if state.step == config.unfreeze_after:
-            state.unfreeze()
-            pulls = _pulls(state.model, anchors or {}, config.optim.l2sp)
-        batch = Batch(*map(share.of, batches(state.step)))
-        loss, grad_norm = _step(state, parallel or state.model, batch, config, share, pulls)
+        _unfreeze(state, config)
+        window.append(step(batches(state.step)))
         state.step += 1
-        losses.append(loss)
         if _due(state.step, config.log_every, config.iterations):
-            window = share.mean(torch.stack(losses))
-            losses.clear()
-            bad = (~torch.isfinite(window)).nonzero().flatten().tolist()
-            skipped += len(bad)
-            if skipped > config.max_skipped:
-                raise TrainingError(
-                    f"step {state.step - len(window) + bad[-1] + 1}: loss or gradient was not"
-                    f" finite in {skipped} step(s); lower the learning rate, or resume from the"
-                    " last checkpoint"
-                )
-            loss_mean = float(window[torch.isfinite(window)].mean())
-            lr = state.optimizer.param_groups[0]["lr"]
-            yield Progress(state.step, loss_mean, lr, float(grad_norm))
+            loss, grad_norm = health.check(state.step, window, share)
+            window.clear()
+            yield Progress(state.step, loss, state.optimizer.param_groups[0]["lr"], grad_norm)
         if validate is not None and _due(state.step, config.validate_every, config.iterations):
             with state.averaged() as model:
                 metrics = validate(model)
             yield Validated(state.step, metrics, state.note_validation(metrics[metric]))
         if _due(state.step, config.snapshot_every, config.iterations):
             yield Snapshot(state.step)
+            health.saved = state.step
 
 
 def _due(step: int, every: int, iterations: int) -> bool:
     return step == iterations or (every > 0 and step % every == 0)
 
 
-def _step(
+def _stepper(
     state: TrainState,
-    module: nn.Module,
-    batch: Batch,
     config: TrainConfig,
+    module: nn.Module,
     share: Share,
-    pulls: Pulls,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update of the weights; returns loss and gradient norm without waiting for either.
-
-    Where the gradient is not finite, nothing is updated and the loss returned is NaN.
-    """
-    t, eps = _draw(state, batch, config.seed, share)
-    set_lr(
-        state.optimizer, config.optim.lr * lr_factor(config.optim, state.step, config.iterations)
+    anchors: Mapping[str, torch.Tensor],
+) -> Stepper:
+    if config.compile != "off":
+        module = torch.compile(module, mode=config.compile)  # type: ignore[assignment]
+    return Stepper(
+        state=state,
+        module=module,
+        optim=config.optim,
+        seed=config.seed,
+        precision=config.precision,
+        iterations=config.iterations,
+        accumulate=config.accumulate,
+        share=share,
+        features=FrozenFeatures(state.model, config.precision, keep=config.keep_features),
+        anchors=anchors,
     )
-    torch.manual_seed(derive_seed(config.seed, "dropout", state.step, share.rank))
-    state.optimizer.zero_grad(set_to_none=True)
-    device = batch.x_p.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-        loss: torch.Tensor = module(*batch, t, eps)
-    loss.backward()  # type: ignore[no-untyped-call]
-    _pull(pulls, config.optim.l2sp)
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)
-    # A fused optimiser leaves everything as it was where found_inf is 1; asking the device for
-    # the norm here would stall it.
-    usable = torch.isfinite(grad_norm)
-    state.optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
-    state.optimizer.step()
-    if state.average is not None:
-        state.average.update(dict(state.model.named_parameters()), state.step)
-    return torch.where(usable, loss.detach().float(), float("nan")), grad_norm
 
 
-def _draw(
-    state: TrainState, batch: Batch, seed: int, share: Share
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Diffusion steps and noise of this worker's rows, cut from the global batch's."""
-    source = generator(seed, "noise", state.step)
-    rows = len(batch.x_s) * share.world_size
-    t = state.model.process.draw_timesteps(rows, source)
-    eps = torch.randn(rows, *batch.x_s.shape[1:], generator=source)
-    device = batch.x_s.device
-    return share.of(t).to(device, non_blocking=True), share.of(eps).to(device, non_blocking=True)
+def _unfreeze(state: TrainState, config: TrainConfig) -> None:
+    """Release the stages of the freeze plan that are due before the step to come."""
+    if config.unfreeze_after is None or state.step < config.unfreeze_after:
+        return
+    left = config.iterations - config.unfreeze_after
+    for place, stage in enumerate(state.stages):
+        wait = place * left // len(state.stages) if config.unfreeze_stepwise else 0
+        if state.step >= config.unfreeze_after + wait:
+            state.unfreeze(stage)
 
 
-Pulls = list[tuple[nn.Parameter, torch.Tensor]]
+@dataclass
+class _Health:
+    """Counts steps that had to be skipped.
 
+    Attributes:
+        max_skipped: as many are borne.
+        saved: step of the last checkpoint.
+    """
 
-def _pulls(model: nn.Module, anchors: Mapping[str, torch.Tensor], strength: float) -> Pulls:
-    """Trained parameters beside the values that L2-SP pulls them to."""
-    if strength == 0:
-        return []
-    named = ((p, anchors[n]) for n, p in model.named_parameters() if n in anchors)
-    return [(p, anchor.to(p.device)) for p, anchor in named if p.requires_grad]
+    max_skipped: int
+    saved: int
+    skipped: int = 0
 
+    def check(self, step: int, window: list[Updated], share: Share) -> tuple[float, float]:
+        """Mean loss of the usable steps since the last check, and the last gradient norm.
 
-def _pull(pulls: Pulls, strength: float) -> None:
-    """Add the gradient of strength / 2 * |w - w_0|^2 (L2-SP, arXiv 1802.01483)."""
-    for parameter, anchor in pulls:
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - anchor, alpha=strength)
+        Raises:
+            TrainingError: too many were not usable.
+        """
+        losses = share.mean(torch.stack([updated.loss for updated in window]))
+        norms = torch.stack([updated.grad_norm for updated in window])
+        good = torch.isfinite(losses) & torch.isfinite(norms)
+        bad = (~good).nonzero().flatten().tolist()
+        self.skipped += len(bad)
+        if self.skipped > self.max_skipped:
+            raise TrainingError(
+                f"step {step - len(window) + bad[-1] + 1}: loss {float(losses[bad[-1]]):g},"
+                f" gradient norm {float(norms[bad[-1]]):g}; {self.skipped} step(s) were not"
+                f" finite; the last checkpoint is of step {self.saved}; lower the learning rate"
+            )
+        return float(losses[good].mean()), float(norms[-1])

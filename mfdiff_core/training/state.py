@@ -7,20 +7,19 @@ folder with one safetensors file and one JSON file: nothing that could execute c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, sha256_file, write_json
 from mfdiff_core.model import RestorationModel
+from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_core.training.optim import WeightAverage, lr_groups
 
 TENSORS, FACTS = "state.safetensors", "state.json"
@@ -35,6 +34,8 @@ class TrainState:
         optimizer: AdamW over the trainable ones.
         average: averaged weights, None if switched off.
         lr_scales: factor on the learning rate by parameter name, frozen ones included.
+        stages: names of the parameters that a freeze plan holds, by stage, the one nearest to the
+            output first.
         step: finished steps.
         best: best validation value so far.
         best_weights: what the model was when ``best`` was reached.
@@ -44,6 +45,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     lr_scales: Mapping[str, float] = field(default_factory=dict)
+    stages: Sequence[Sequence[str]] = ()
     step: int = 0
     best: float = float("-inf")
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -74,9 +76,13 @@ class TrainState:
             self.model.load_state_dict(kept)
             self.model.train()
 
-    def unfreeze(self) -> None:
-        """Train everything from now on; what was frozen starts with fresh moments."""
-        frozen = [(n, p) for n, p in self.model.named_parameters() if not p.requires_grad]
+    def unfreeze(self, names: Collection[str] | None = None) -> None:
+        """Train ``names``, or everything, from now on; what was frozen has fresh moments."""
+        frozen = [
+            (n, p)
+            for n, p in self.model.named_parameters()
+            if not p.requires_grad and (names is None or n in names)
+        ]
         if not frozen:
             return
         for _, parameter in frozen:
@@ -90,10 +96,16 @@ class TrainState:
         """Write the state to ``folder`` atomically."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file(self._tensors(), str(temporary / TENSORS))
+            save_tensors(temporary / TENSORS, self._tensors())
             best = self.best if self.best_weights else None
             sha256 = sha256_file(temporary / TENSORS)
-            facts = _Facts(step=self.step, best=best, frozen=self._frozen(), sha256=sha256)
+            facts = _Facts(
+                step=self.step,
+                best=best,
+                planned=self._planned(),
+                frozen=self._frozen(),
+                sha256=sha256,
+            )
             write_json(temporary / FACTS, to_dict(facts))
 
     def load(self, folder: Path) -> None:
@@ -103,16 +115,20 @@ class TrainState:
             DataError: incomplete or damaged state, or one of another model or freeze plan.
         """
         facts, tensors = _read(folder)
-        if not facts.frozen:
-            self.unfreeze()
-        if facts.frozen != self._frozen():
+        if facts.planned != self._planned():
             raise DataError(f"{folder}: the state is of another freeze plan")
+        self.unfreeze(set(facts.planned) - set(facts.frozen))
+        if facts.frozen != self._frozen():
+            raise DataError(f"{folder}: the state is of an earlier step than the one it is to fill")
         odd = _shapes(self._tensors()) ^ _shapes(tensors)
         if odd:
             raise DataError(f"{folder}: the state is of another model ({min(odd)[0]})")
         self._take(tensors)
         self.step = facts.step
         self.best = float("-inf") if facts.best is None else facts.best
+
+    def _planned(self) -> tuple[str, ...]:
+        return tuple(sorted(name for stage in self.stages for name in stage))
 
     def _frozen(self) -> tuple[str, ...]:
         return tuple(n for n, p in self.model.named_parameters() if not p.requires_grad)
@@ -125,7 +141,7 @@ class TrainState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors |= {f"best.{n}": v for n, v in self.best_weights.items()}
-        return {n: v.detach().contiguous().cpu().clone() for n, v in tensors.items()}
+        return tensors
 
     def _take(self, tensors: dict[str, torch.Tensor]) -> None:
         def under(prefix: str) -> dict[str, torch.Tensor]:
@@ -154,10 +170,11 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What is in ``state.json``."""
+    """What is in ``state.json``; ``planned`` is what the freeze plan holds at the start."""
 
     step: int
     best: float | None
+    planned: tuple[str, ...]
     frozen: tuple[str, ...]
     sha256: str
 
@@ -168,8 +185,8 @@ def _read(folder: Path) -> tuple[_Facts, dict[str, torch.Tensor]]:
         facts = from_dict(_Facts, read_json(folder / FACTS))
         if sha256_file(folder / TENSORS) != facts.sha256:
             raise DataError(f"{folder}: the training state is damaged (hash does not match)")
-        return facts, load_file(str(folder / TENSORS))
-    except (ConfigError, OSError, SafetensorError) as fault:
+        return facts, load_tensors(folder / TENSORS)
+    except (ConfigError, OSError) as fault:
         raise DataError(f"{folder}: the training state is unreadable ({fault})") from None
 
 

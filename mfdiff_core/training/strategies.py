@@ -34,6 +34,7 @@ class Recipe:
         replay: share of phantom slices mixed into each batch of ``two_stage``; in
             ``single_stage`` the share of phantoms (0 there means in proportion to the slices).
         augment: augmentation of the training slices.
+        unfreeze_stepwise: from ``unfreeze_at`` on release one stage after the other.
     """
 
     strategy: Strategy = "two_stage"
@@ -50,6 +51,7 @@ class Recipe:
     replay: float = 0.0
     ema: float = 0.9999
     augment: Augmentation = "none"
+    unfreeze_stepwise: bool = False
 
     def __post_init__(self) -> None:
         check_plan(self.freeze)
@@ -66,6 +68,8 @@ class Recipe:
             raise ValueError(f"replay mixes phantom slices in: {self.strategy=} takes none")
         if not 0 < self.unfreeze_at <= 1:
             raise ValueError(f"unfreeze_at must lie in (0, 1], got {self.unfreeze_at=}")
+        if self.unfreeze_stepwise and self.unfreeze_after is None:
+            raise ValueError("unfreeze_stepwise needs a freeze plan and unfreeze_at below 1")
         if self.freeze != "none" and not self.starts_pretrained:
             raise ValueError(f"freeze={self.freeze!r} needs pretrained weights: {self.strategy=}")
         if self.l2sp > 0 and not self.starts_pretrained:
@@ -148,4 +152,23 @@ def start_training(model: RestorationModel, optim: OptimConfig) -> TrainState:
     depths = stage_depths(model.network.parameter_groups())  # after adapters got their names
     lr_scales = {f"network.{name}": optim.layer_decay**depth for name, depth in depths.items()}
     average = WeightAverage(model.named_parameters(), optim.ema) if optim.ema > 0 else None
-    return TrainState(model, build_optimizer(model, optim, lr_scales), average, lr_scales)
+    optimizer = build_optimizer(model, optim, lr_scales)
+    return TrainState(model, optimizer, average, lr_scales, _frozen_stages(model, depths))
+
+
+def _frozen_stages(model: RestorationModel, depths: Mapping[str, int]) -> list[list[str]]:
+    """Names of frozen parameters by stage, the one nearest to the output first."""
+    stages: dict[int, list[str]] = {}
+    for name, parameter in model.network.named_parameters():
+        if not parameter.requires_grad:
+            stages.setdefault(depths[name], []).append(f"network.{name}")
+    return [stages[depth] for depth in sorted(stages)]
+
+
+def starting_weights(state: TrainState) -> dict[str, torch.Tensor]:
+    """What L2-SP pulls towards: the trainable weights as they are now.
+
+    Adapters of LoRA among them start at zero, so that pulling them back pulls the adapted weights
+    towards the pretrained ones.
+    """
+    return {name: p.detach().clone() for name, p in state.model.named_parameters()}

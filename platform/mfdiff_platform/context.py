@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from mfdiff_core.training.loop import Share
 from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.step import Share
 
 
 class TrainContext(Protocol):

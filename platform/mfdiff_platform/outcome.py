@@ -19,7 +19,7 @@ from mfdiff_core.files import read_json, write_json
 from mfdiff_platform.cluster import as_completed, connect
 from mfdiff_platform.progress import task
 from mfdiff_platform.study import PAPER_RECIPE, RESULTS, Study
-from mfdiff_platform.trial import CPU, PackedSlices
+from mfdiff_platform.trial import PackedSlices
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) 
 
 def _evaluate_bundle(folder: Path, data: PackedSlices) -> tuple[str, Metrics]:
     bundle = load_bundle(folder)
-    return bundle.provenance.sha256, evaluate_model(bundle.model(), data.unpack(CPU))
+    return bundle.provenance.sha256, evaluate_model(bundle.model(), data.unpack())
 
 
 def _row(name: str, metrics: Metrics, slices: SliceSet, study: Study) -> Row:

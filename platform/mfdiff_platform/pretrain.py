@@ -19,7 +19,8 @@ from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.model import ModelConfig, RestorationModel, build_model, preset
-from mfdiff_core.training.loop import Progress, Share, Snapshot, TrainConfig, Validated, train
+from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated, train
+from mfdiff_core.training.step import Share
 from mfdiff_core.training.strategies import start_training
 from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
 from mfdiff_platform.events import EventLog, follow
@@ -228,11 +229,18 @@ def run_worker(request: PretrainRequest, folder: Path, context: TrainContext) ->
     """Train under any launcher; rank 0 writes events and, at the end, the bundle to ``folder``."""
     dataset = open_dataset(Path(request.data))
     model = build_model(request.model, request.train.seed).to(context.device)
+    model.set_layout(request.train.layout)
     state = start_training(model, request.train.optim)
     context.resume(state)
-    train_set = dataset.part("train").to(context.device)
-    stream = BatchStream(train_set, request.batch_size, request.train.seed, request.augment)
-    held_out = dataset.part("validation").to(context.device)
+    train_set = dataset.part("train").resident(context.device)
+    stream = BatchStream(
+        train_set,
+        request.batch_size,
+        request.train.seed,
+        request.augment,
+        device=context.device,
+    )
+    held_out = dataset.part("validation")
     log = EventLog(folder / EVENTS) if context.share.rank == 0 else None
     clock = time.monotonic(), state.step
     events = train(

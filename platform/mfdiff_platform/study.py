@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, write_json
-from mfdiff_core.training.loop import Precision
+from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.ledger import Ledger, TrialRecord
 from mfdiff_platform.search_space import SearchSpace, parse

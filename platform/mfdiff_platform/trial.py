@@ -22,9 +22,10 @@ from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, su
 from mfdiff_core.files import write_bytes
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.training.freezing import merge_lora
-from mfdiff_core.training.loop import Precision, Progress, TrainConfig, Validated, train
+from mfdiff_core.training.loop import Progress, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
-from mfdiff_core.training.strategies import Recipe, start
+from mfdiff_core.training.step import Precision
+from mfdiff_core.training.strategies import Recipe, start, starting_weights
 from mfdiff_platform.suggestion import FINAL, LAST
 
 BUNDLE, PICTURE = "bundle", "validation.png"
@@ -46,12 +47,12 @@ class PackedSlices:
         """Arrays of a slice set."""
         return cls(slices.infos, {name: getattr(slices, name).numpy() for name in _ARRAYS})
 
-    def unpack(self, device: torch.device) -> SliceSet:
-        """The slice set on ``device``; on the CPU it shares the store's read-only memory."""
+    def unpack(self) -> SliceSet:
+        """The slice set; it shares the store's read-only memory."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             tensors = [torch.from_numpy(self.arrays[name]) for name in _ARRAYS]
-        return SliceSet(self.infos, *tensors).to(device)
+        return SliceSet(self.infos, *tensors)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def run_trial(
     model = build_model(parent.config, setting.seed).to(device)
     pretrained = parent.weights() if recipe.starts_pretrained else None
     state = start(model, recipe, pretrained)
-    held_out = data.validation.unpack(device)
-    best = _carry_out(state, recipe, setting, data, held_out, pretrained, report)
+    held_out = data.validation.unpack()
+    best = _carry_out(state, recipe, setting, data, held_out, report)
     if not state.best_weights:
         raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
     model.load_state_dict(state.best_weights)
@@ -126,7 +127,7 @@ def run_trial(
         metrics=best,
     )
     bundle = save_bundle(folder / BUNDLE, parent.config, model.state_dict(), provenance)
-    write_bytes(folder / PICTURE, slice_picture(bundle.model(), held_out.to(CPU), recipe.strategy))
+    write_bytes(folder / PICTURE, slice_picture(bundle.model(), held_out, recipe.strategy))
     return bundle
 
 
@@ -136,7 +137,6 @@ def _carry_out(
     setting: TrialSetting,
     data: TrialData,
     held_out: SliceSet,
-    pretrained: dict[str, torch.Tensor] | None,
     report: Report,
 ) -> dict[str, float]:
     """Train as ``recipe`` says; returns the metrics of the best weights."""
@@ -157,11 +157,13 @@ def _carry_out(
         precision=setting.precision,
         validate_every=max(1, recipe.iterations // setting.validations),
         unfreeze_after=recipe.unfreeze_after,
+        unfreeze_stepwise=recipe.unfreeze_stepwise,
     )
-    stream = _stream(recipe, setting, data, held_out.x_p.device)
+    stream = _stream(recipe, setting, data, next(state.model.parameters()).device)
     best: dict[str, float] = {}
     loss = float("nan")
-    for event in train(state, stream, config, validate=validate, anchors=pretrained):
+    anchors = starting_weights(state) if recipe.l2sp > 0 else None
+    for event in train(state, stream, config, validate=validate, anchors=anchors):
         if isinstance(event, Progress):
             loss = event.loss
         elif isinstance(event, Validated):
@@ -174,14 +176,16 @@ def _stream(
     recipe: Recipe, setting: TrialSetting, data: TrialData, device: torch.device
 ) -> BatchStream:
     """Domain slices, with the recipe's share of phantom slices mixed in."""
-    domain = data.train.unpack(device)
+    domain = data.train.unpack().resident(device)
     phantom, share = None, 0.0
     if recipe.strategy == "single_stage" or recipe.replay > 0:
         if data.phantom is None:
             raise ConfigError(f"strategy {recipe.strategy!r} with replay needs the phantom slices")
-        phantom = data.phantom.unpack(device)
+        phantom = data.phantom.unpack().resident(domain.x_p.device)
         share = recipe.replay or len(phantom) / (len(phantom) + len(domain))
-    return BatchStream(domain, recipe.batch_size, setting.seed, recipe.augment, phantom, share)
+    return BatchStream(
+        domain, recipe.batch_size, setting.seed, recipe.augment, phantom, share, device
+    )
 
 
 def slice_picture(model: RestorationModel, slices: SliceSet, title: str) -> bytes:

@@ -14,7 +14,7 @@ from mfdiff_platform.cli import VERBS
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "mlflow", "optuna", "matplotlib", "scipy", "pandas", "pyarrow")
 FOREIGN = ("ray", "mlflow", "optuna", "click", "yaml", "rich", "pydantic", "mfdiff_platform")
-LAZY = ("nibabel", "matplotlib", "SimpleITK")
+LAZY = ("nibabel", "matplotlib", "SimpleITK", "pydicom", "safetensors")
 
 HELP = """
 import io, json, sys

@@ -31,7 +31,8 @@ def drawn_rows(stream: BatchStream, steps: range) -> list[int]:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    images = zip(a.images, b.images, strict=True)
+    return a.keys == b.keys and all(torch.equal(x, y) for x, y in images)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -123,8 +124,8 @@ def test_flip_turns_about_half_of_the_slices_left_to_right(slices: SliceSet) -> 
 
 def test_affine_keeps_shape_and_values_finite(slices: SliceSet) -> None:
     batch = BatchStream(slices, 12, 0, "affine")(0)
-    assert all(images.shape == (12, 1, 32, 32) for images in batch)
-    assert all(bool(torch.isfinite(images).all()) for images in batch)
+    assert all(images.shape == (12, 1, 32, 32) for images in batch.images)
+    assert all(bool(torch.isfinite(images).all()) for images in batch.images)
     assert not same(batch, BatchStream(slices, 12, 0, "flip")(0))
 
 
@@ -133,3 +134,40 @@ def test_affine_keeps_activity_within_the_zoom(slices: SliceSet) -> None:
     plain = BatchStream(slices, 60, 0)(0).x_s.sum((1, 2, 3))
     # An area changes by the square of the 5 % zoom at most; a pixel's rounding aside.
     assert ((moved / plain - 1).abs() < 0.12).all()
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+def test_equal_keys_are_equal_images_and_others_are_not(
+    slices: SliceSet, augment: Augmentation
+) -> None:
+    stream = BatchStream(slices, 6, 0, augment, slices.select(lambda i: i.slice_index < 2), 0.4)
+    seen: dict[str, torch.Tensor] = {}
+    for step in range(12):
+        batch = stream(step)
+        for row, key in enumerate(batch.keys):
+            triplet = torch.stack(batch.images)[:, row]
+            assert torch.equal(seen.setdefault(key, triplet), triplet)
+    assert {key.partition(":")[0] for key in seen} == {"new", "old"}
+    assert any(key.endswith(":flipped") for key in seen) == (augment == "flip")
+
+
+def test_images_that_are_drawn_anew_have_no_keys(slices: SliceSet) -> None:
+    assert BatchStream(slices, 4, 0, "affine")(0).keys == ()
+
+
+def test_slices_stay_where_they_are_without_a_device_to_hold_them(slices: SliceSet) -> None:
+    assert slices.resident(torch.device("cpu")) is slices
+    assert slices.nbytes == len(slices) * 32 * 32 * (3 * 4 + 2)
+
+
+@pytest.mark.gpu
+def test_slices_that_do_not_fit_are_fetched_batch_by_batch(
+    slices: SliceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda")
+    on_device = BatchStream(slices.resident(device), 4, 0, "flip", device=device)(0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (slices.nbytes, 10**9))
+    assert slices.resident(device) is slices
+    fetched = BatchStream(slices, 4, 0, "flip", device=device)(0)
+    assert fetched.x_p.device.type == "cuda"
+    assert same(fetched, on_device)

@@ -171,7 +171,6 @@ def test_definition_names_range_window_and_convention() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_slice_metrics_never_wait_for_the_device() -> None:
     x, s = (torch.from_numpy(images).cuda() for images in pair())
     torch.cuda.set_sync_debug_mode("error")

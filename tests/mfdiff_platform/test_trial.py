@@ -16,7 +16,6 @@ from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.trial import (
     BUNDLE,
-    CPU,
     PICTURE,
     PackedSlices,
     TrialData,
@@ -131,7 +130,7 @@ def test_bundle_holds_the_best_validation_s_weights_and_metrics(
     bundle = run_trial(0, RECIPES["two-stage"], setting, data, reports.append)
     best = max(reports, key=lambda report: report["psnr"])
     assert bundle.provenance.metrics["psnr"] == best["psnr"]
-    held_out = data.validation.unpack(CPU)
+    held_out = data.validation.unpack()
     again = summarise(evaluate_model(bundle.model(), held_out), held_out)
     assert again["psnr"] == pytest.approx(best["psnr"], abs=1e-4)
 
@@ -171,7 +170,7 @@ def test_packed_slices_come_back_as_they_were_without_a_copy(dataset: Dataset) -
     packed = PackedSlices.pack(slices)
     for array in packed.arrays.values():
         array.flags.writeable = False
-    unpacked = packed.unpack(CPU)
+    unpacked = packed.unpack()
     assert unpacked.infos == slices.infos
     assert torch.equal(unpacked.x_s, slices.x_s)
     assert unpacked.x_p.data_ptr() == packed.arrays["x_p"].ctypes.data

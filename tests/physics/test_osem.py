@@ -108,7 +108,6 @@ def test_pixels_that_no_line_meets_are_zero() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_arrays_give_the_same_image_on_cuda() -> None:
     a, b = Projector(GEOMETRY, 3), Projector(GEOMETRY, 3, device="cuda")
     _, an, y = (t.float() for t in problem(projector(3)))

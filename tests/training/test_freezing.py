@@ -19,7 +19,6 @@ from mfdiff_core.training.freezing import (
     check_plan,
     lora_rank,
     merge_lora,
-    unfreeze,
 )
 from mfdiff_core.training.loop import TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
@@ -138,13 +137,6 @@ def test_plan_that_leaves_nothing_to_train_is_an_error() -> None:
         apply_plan(nn.Linear(2, 2), "encoders", {"encoders": ["weight", "bias"]}, [])
     with pytest.raises(ConfigError, match="leaves nothing to train"):
         apply_plan(nn.LayerNorm(2), "lora-4", {}, [])
-
-
-def test_unfreezing_trains_everything() -> None:
-    network = nn.Linear(2, 2)
-    apply_plan(network, "encoders", {"encoders": ["bias"]}, [])
-    unfreeze(network)
-    assert all(p.requires_grad for p in network.parameters())
 
 
 # --- LoRA ----------------------------------------------------------------------------------

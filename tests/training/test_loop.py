@@ -14,17 +14,10 @@ from mfdiff_core.data.dataset import Dataset, SliceSet
 from mfdiff_core.errors import TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model
 from mfdiff_core.model import ModelConfig, RestorationModel, build_model
-from mfdiff_core.training.loop import (
-    WHOLE,
-    Progress,
-    Share,
-    Snapshot,
-    TrainConfig,
-    Validated,
-    train,
-)
+from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.optim import OptimConfig, lr_factor
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
+from mfdiff_core.training.step import WHOLE, Share
 from mfdiff_core.training.strategies import Recipe, start, start_training
 
 MakeModel = Callable[[], RestorationModel]
@@ -55,7 +48,8 @@ def damaged(batches: Batches, *bad: int) -> Batches:
     """The same batches with a NaN pixel at steps ``bad``."""
 
     def drawn(step: int) -> Batch:
-        batch = Batch(*(images.clone() for images in batches(step)))
+        x_p, x_m, x_s = (images.clone() for images in batches(step).images)
+        batch = Batch(x_p, x_m, x_s)
         if step in bad:
             batch.x_s[0, 0, 5, 5] = math.nan
         return batch
@@ -192,14 +186,17 @@ def test_mean_gradient_of_two_workers_is_that_of_one(
 
 
 def test_shares_partition_a_batch() -> None:
-    rows = torch.arange(12)
-    parts = [Share(rank, 3).of(rows) for rank in range(3)]
-    assert torch.equal(torch.cat(parts), rows)
+    keys = tuple("abcdef")
+    x_p, x_m, x_s = (torch.arange(6.0) + ten for ten in (0, 10, 20))
+    parts = [Share(rank, 3).of(Batch(x_p, x_m, x_s, keys)) for rank in range(3)]
+    for place, image in enumerate((x_p, x_m, x_s)):
+        assert torch.equal(torch.cat([part.images[place] for part in parts]), image)
+    assert sum((part.keys for part in parts), ()) == keys
 
 
 def test_batch_that_cannot_be_shared_evenly_is_refused() -> None:
     with pytest.raises(TrainingError, match="a batch of 4 cannot be shared by 3 workers"):
-        Share(0, 3).of(torch.zeros(4))
+        Share(0, 3).of(Batch(torch.zeros(4), torch.zeros(4), torch.zeros(4)))
 
 
 # --- learning ------------------------------------------------------------------------------
@@ -319,7 +316,9 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_last(
     state: TrainState, batches: BatchStream, log_every: int
 ) -> None:
     config = TrainConfig(iterations=8, log_every=log_every, max_skipped=1)
-    with pytest.raises(TrainingError, match=r"^step 3: loss or gradient was not finite in 2"):
+    with pytest.raises(
+        TrainingError, match=r"^step 3: loss nan, gradient norm nan; 2 step\(s\) were not finite"
+    ):
         run(state, damaged(batches, 1, 2), config)
 
 
