@@ -6,9 +6,10 @@
 
 Source: the paper; the U-Net is Ronneberger et al. 2015 (ref. [53]). Adapted: "same" padding and
 batch normalisation in place of valid convolutions without. Open in the paper, our reading: the
-fusions' U-Net also reads x_p, so that cmunet differs from MFdiff by the restorer alone; images
-are in diffusion units as there; the loss is the squared error, the family of Eq. (9); the output
-is the image itself, no correction of x_p.
+fusions' U-Net also reads x_p, so that cmunet differs from MFdiff by the restorer alone, and what
+goes in is in diffusion units as there; what comes out is the image itself, no correction of x_p,
+in intensities, whose background of 0 a linear output has at once; the loss is the squared error,
+the family of Eq. (9).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from mfdiff_core.comparison.conv_unet import ConvUNet, double_conv, down_stages, unet_groups
 from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
-from mfdiff_core.diffusion.process import from_diffusion, to_diffusion
+from mfdiff_core.diffusion.process import to_diffusion
 from mfdiff_core.networks.fusion import Branches, FusionConfig, FusionNet
 from mfdiff_core.networks.mfdiff import GROUP_PREFIXES
 from mfdiff_core.networks.patches import PatchTransform
@@ -89,14 +90,6 @@ class AblationUNet(System):
 
     def estimate(self, x_p: Tensor, x_m: Tensor) -> Tensor:
         """The restored image."""
-        return from_diffusion(self._restored(x_p, x_m))
-
-    def training_losses(self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *extra: Tensor) -> Losses:
-        """Mean squared error in diffusion units."""
-        restored = self._restored(x_p, x_m)
-        return Losses(F.mse_loss(restored.float(), to_diffusion(x_s).float()))
-
-    def _restored(self, x_p: Tensor, x_m: Tensor) -> Tensor:
         check_size(x_p, self.config)
         p, m = (self.patches.split(to_diffusion(x), whiten=True) for x in (x_p, x_m))
         read = [p]
@@ -105,6 +98,10 @@ class AblationUNet(System):
         elif self.config.system == "munet":
             read.append(m)
         return self.patches.join(self.unet(torch.cat(read, dim=1)))
+
+    def training_losses(self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *extra: Tensor) -> Losses:
+        """Mean squared error."""
+        return Losses(F.mse_loss(self.estimate(x_p, x_m).float(), x_s.float()))
 
 
 def plain_unet(in_channels: int, widths: tuple[int, ...], out_channels: int) -> ConvUNet:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfdiff_core.comparison import SYSTEMS, build_system, system_preset
 from mfdiff_core.comparison.ea_gan import EAGANConfig
@@ -163,11 +163,16 @@ def test_config_refuses_an_image_size_that_does_not_halve(name: str) -> None:
 def test_both_modalities_matter(name: str, slices: Slices) -> None:
     system = thin(name).eval()
     _wake(system)
-    plain = restored(system, slices)
-    other = slices._replace(x_m=slices.x_m.flip(-1))
-    assert not torch.equal(restored(system, other), plain)
-    other = slices._replace(x_p=slices.x_p.flip(-1))
-    assert not torch.equal(restored(system, other), plain)
+
+    @torch.no_grad()
+    def output(given: Slices) -> Tensor:
+        """Before negative activity is cut off, where there is such a thing."""
+        one_pass = name != "csrd"
+        return system.estimate(given.x_p, given.x_m) if one_pass else restored(system, given)
+
+    plain = output(slices)
+    assert not torch.equal(output(slices._replace(x_m=slices.x_m.flip(-1))), plain)
+    assert not torch.equal(output(slices._replace(x_p=slices.x_p.flip(-1))), plain)
 
 
 LR_STEPS = {"ea-gan": (5e-3, 80), "csrd": (4e-3, 110), "hi-net": (5e-3, 80), "cncl": (1e-2, 110)}
