@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mfdiff_core.evaluation.histograms import BINS, HIGHEST, histogram_chart, shares
+from mfdiff_core.evaluation.histograms import BINS, HIGHEST, Images, histogram_chart, shares
 
 EDGES = np.linspace(0, HIGHEST, BINS + 1)
 
@@ -23,7 +23,8 @@ def test_setting_without_pixels_is_a_flat_line() -> None:
 
 def test_chart_is_the_same_for_the_same_images() -> None:
     images = np.random.default_rng(0).random((2, 8, 8)).astype(np.float32)
-    settings = {name: {"LPET": images, "SPET": images / 2, "T1": images} for name in ("ld", "uld")}
+    kinds: dict[str, Images] = {"LPET": images, "SPET": images / np.float32(2), "T1": images}
+    settings = {"ld": kinds, "uld": kinds}
     first = histogram_chart(settings)
     assert first.startswith(b"\x89PNG")
     assert first == histogram_chart(settings)
