@@ -121,7 +121,7 @@ def test_data_check_ends_with_4_for_a_damaged_set_and_0_for_a_sound_one(own_data
     assert run(["data", "check", str(own_dataset)]) == 4
 
 
-def test_data_show_writes_a_contact_sheet(
+def test_data_show_writes_a_contact_sheet_and_histograms(
     own_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "sheet.png"
@@ -129,3 +129,4 @@ def test_data_show_writes_a_contact_sheet(
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = json.loads(capsys.readouterr().out)
     assert {row["setting"] for row in shown["settings"]} == {"ld", "uld"}
+    assert Path(shown["histograms"]).read_bytes().startswith(b"\x89PNG")
