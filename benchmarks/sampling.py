@@ -27,7 +27,7 @@ from mfdiff_core.diffusion.process import DiffusionConfig, from_diffusion, to_di
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.evaluation.metrics import evaluate_slices
 from mfdiff_core.evaluation.validation import restore_slices
-from mfdiff_core.model import ModelConfig, RestorationModel, Restored, build_model, preset
+from mfdiff_core.model import MFdiffModel, ModelConfig, Restored, build_model, preset
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_core.training.loop import Progress, TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
@@ -98,10 +98,11 @@ def main() -> None:
             write_result(options.json, report | settings | {"slices": len(test)})
 
 
-class Regression(RestorationModel):
+class Regression(MFdiffModel):
     """The same network as a regression: one t, no noise, no diffusion."""
 
-    def forward(self, x_p: Any, x_m: Any, x_s: Any, t: Any, eps: Any, f: Any = None) -> Any:
+    def forward(self, x_p: Any, x_m: Any, x_s: Any, *drawn: Any, f: Any = None) -> Any:
+        t, eps = drawn
         p, x_0 = to_diffusion(x_p), to_diffusion(x_s)
         output = self.network(torch.zeros_like(p), torch.zeros_like(t), p, self.fuse(x_p, x_m))
         return self.process.loss(output, x_0, t, eps, p)
@@ -114,11 +115,11 @@ class Regression(RestorationModel):
         return Restored(from_diffusion(x_0).clamp_min(0), torch.zeros_like(p))
 
 
-def trained(name: str, slices: SliceSet, options: argparse.Namespace) -> RestorationModel:
+def trained(name: str, slices: SliceSet, options: argparse.Namespace) -> MFdiffModel:
     """The model of a target, from ``--models`` if it has been trained before."""
     diffusion = TARGETS.get(name, PRESET.diffusion)
     config = ModelConfig(network=PRESET.network, diffusion=diffusion)
-    model = Regression(config) if name == REGRESSION else RestorationModel(config)
+    model = Regression(config) if name == REGRESSION else MFdiffModel(config)
     model.load_state_dict(build_model(config, seed=0).state_dict())
     kept = options.models / f"{name.split()[0]}-{len(name)}-{options.iterations}.safetensors"
     if not kept.is_file():
@@ -129,7 +130,7 @@ def trained(name: str, slices: SliceSet, options: argparse.Namespace) -> Restora
 
 
 def _train(
-    name: str, model: RestorationModel, slices: SliceSet, options: argparse.Namespace
+    name: str, model: MFdiffModel, slices: SliceSet, options: argparse.Namespace
 ) -> dict[str, torch.Tensor]:
     optim = OptimConfig(lr=2e-3, warmup=50, schedule="cosine", ema=0.999)
     config = TrainConfig(iterations=options.iterations, optim=optim, log_every=100)
@@ -140,7 +141,7 @@ def _train(
     return state.weights()
 
 
-def evaluate(name: str, model: RestorationModel, test: SliceSet, sampler: SamplerConfig) -> Row:
+def evaluate(name: str, model: MFdiffModel, test: SliceSet, sampler: SamplerConfig) -> Row:
     started = time.process_time()
     restored = restore_slices(model, test, sampler=sampler)
     seconds = time.process_time() - started

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import write_result
 from mfdiff_core.data.batches import Batch
-from mfdiff_core.model import Layout, ModelConfig, RestorationModel, build_model, preset
+from mfdiff_core.model import Layout, MFdiffModel, ModelConfig, build_model, preset
 from mfdiff_core.networks.unet import UNet
 from mfdiff_core.networks.unet_blocks import UNetConfig
 from mfdiff_core.training.freezing import apply_plan
@@ -146,7 +146,7 @@ def variants(config: ModelConfig, setting: Setting) -> dict[str, tuple[Block, in
 
 
 def our_loop(
-    model: RestorationModel,
+    model: MFdiffModel,
     setting: Setting,
     precision: Precision | None = None,
     layout: Layout = "channels_last",
@@ -240,7 +240,7 @@ def diffusers_unet(channels: int, levels: int, groups: int) -> nn.Module:
     )
 
 
-class UNetAlone(RestorationModel):
+class UNetAlone(MFdiffModel):
     """Our U-Net of `SHAPE` on (x_t, x_P, x_M): what is left of MFdiff without its fusion."""
 
     def __init__(self) -> None:

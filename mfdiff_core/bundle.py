@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import mfdiff_core
-from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.config import from_dict, one_of, to_dict
 from mfdiff_core.errors import BundleError, ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, sha256_file, write_json
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model
+from mfdiff_core.model import AnyModelConfig, RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 
 WEIGHTS, CONFIG, PROVENANCE = "weights.safetensors", "config.json", "provenance.json"
@@ -59,7 +59,7 @@ class Bundle:
     """A checked bundle folder; `model` builds the network with its weights."""
 
     folder: Path
-    config: ModelConfig
+    config: AnyModelConfig
     provenance: Provenance
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ class Bundle:
 
 
 def save_bundle(
-    folder: Path, config: ModelConfig, weights: dict[str, torch.Tensor], provenance: Provenance
+    folder: Path, config: AnyModelConfig, weights: dict[str, torch.Tensor], provenance: Provenance
 ) -> Bundle:
     """Write a bundle to ``folder`` atomically, replacing what was there."""
     with atomic_path(folder) as temporary:
@@ -124,7 +124,7 @@ def load_bundle(folder: Path) -> Bundle:
         described = read_json(folder / CONFIG)
         if described["format"] != FORMAT:
             raise BundleError(f"{folder}: bundle format {described['format']}, expected {FORMAT}")
-        config = from_dict(ModelConfig, described["model"], f"{folder.name}/{CONFIG}")
+        config = one_of(AnyModelConfig, described["model"], f"{folder.name}/{CONFIG}")
         provenance = from_dict(Provenance, read_json(folder / PROVENANCE), PROVENANCE)
     except (KeyError, TypeError, ConfigError) as fault:
         raise BundleError(

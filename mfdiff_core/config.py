@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from mfdiff_core.errors import ConfigError
 
 C = TypeVar("C")
+TAG = "system"
+"""Key that tells the configs of a union apart; its type lists the names a config answers to."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -63,6 +65,23 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     faults: list[str] = []
     config = _build(cls, values, where, faults)
     if faults or config is None:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def one_of(kinds: Any, values: Mapping[str, Any], where: str = "") -> Any:
+    """Build the config among a union of classes that the ``system`` of ``values`` names.
+
+    Args:
+        kinds: union of config classes; the first is meant where ``values`` name none.
+        values, where: see `from_dict`.
+
+    Raises:
+        ConfigError: no class is of that name, or as for `from_dict`.
+    """
+    faults: list[str] = []
+    config = _convert(kinds, values, where, faults)
+    if faults:
         raise ConfigError("\n".join(faults))
     return config
 
@@ -131,6 +150,8 @@ def _convert(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if all(map(dataclasses.is_dataclass, args)) and isinstance(value, Mapping):
+            return _convert_tagged(args, value, path, faults)
         attempts: list[list[str]] = []
         for option in (a for a in args if a is not type(None)):
             tried: list[str] = []
@@ -161,4 +182,15 @@ def _convert(hint: Any, value: Any, path: str, faults: list[str]) -> Any:
     ):
         return value
     faults.append(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    return None
+
+
+def _convert_tagged(kinds: tuple[Any, ...], value: Any, path: str, faults: list[str]) -> Any:
+    """A mapping as the one of several configs that its ``system`` names."""
+    names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)[TAG])}
+    tag = value.get(TAG, next(iter(names)))
+    if tag in names:
+        return _build(names[tag], value, path, faults)
+    valid = ", ".join(map(repr, names))
+    faults.append(f"{path}{'.' if path else ''}{TAG}: {tag!r} is not one of {valid}")
     return None

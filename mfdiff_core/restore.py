@@ -116,7 +116,7 @@ class _Grid:
 
     @classmethod
     def of(cls, bundle: Bundle, lpet: Volume, shape: tuple[int, int]) -> _Grid:
-        size, voxel_mm = bundle.config.network.image_size, bundle.provenance.voxel_mm
+        size, voxel_mm = bundle.config.image_size, bundle.provenance.voxel_mm
         _, row_mm, column_mm = axial_zooms_mm(lpet)
         return cls((row_mm, column_mm), (voxel_mm, voxel_mm), shape, (size, size))
 

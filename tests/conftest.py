@@ -22,7 +22,7 @@ from mfdiff_core.data.intensity import mr_scale, pet_scale
 from mfdiff_core.data.manifest import SHARDS, SPLIT, Manifest, describe_shard
 from mfdiff_core.data.slices import PET_LESION, SliceInfo, SliceRecord, write_shard
 from mfdiff_core.data.splits import make_split
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model, preset
+from mfdiff_core.model import MFdiffModel, ModelConfig, build_model, preset
 from mfdiff_core.seeding import rng
 
 SIZE = 32
@@ -33,7 +33,7 @@ BQ_PER_ML = 20_000.0
 
 MakeDataset = Callable[..., Path]
 MakeRecord = Callable[..., SliceRecord]
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -144,7 +144,7 @@ def tiny_config() -> ModelConfig:
 def make_model(tiny_config: ModelConfig) -> MakeModel:
     """Makes one and the same model, in which no layer is left at zero: every input matters."""
 
-    def make() -> RestorationModel:
+    def make() -> MFdiffModel:
         model = build_model(tiny_config, seed=0)
         source = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
@@ -156,12 +156,12 @@ def make_model(tiny_config: ModelConfig) -> MakeModel:
 
 
 @pytest.fixture
-def tiny_model(make_model: MakeModel) -> RestorationModel:
+def tiny_model(make_model: MakeModel) -> MFdiffModel:
     return make_model().eval()
 
 
 @pytest.fixture
-def tiny_bundle(tmp_path: Path, tiny_model: RestorationModel) -> Bundle:
+def tiny_bundle(tmp_path: Path, tiny_model: MFdiffModel) -> Bundle:
     """`tiny_model` on disk."""
     provenance = Provenance(
         domain="toy", strategy="pretrain", iterations=0, seed=0, data="none", voxel_mm=2.0

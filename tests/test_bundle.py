@@ -13,7 +13,7 @@ import torch
 from mfdiff_core.bundle import CONFIG, PROVENANCE, WEIGHTS, Bundle, load_bundle, save_bundle
 from mfdiff_core.errors import BundleError
 from mfdiff_core.files import sha256_file
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel
 
 Weights = dict[str, torch.Tensor]
 
@@ -43,7 +43,7 @@ def with_weights(bundle: Bundle, change: Callable[[Weights], Any]) -> Bundle:
 
 
 def test_model_from_a_bundle_gives_identical_outputs(
-    tiny_bundle: Bundle, tiny_model: RestorationModel
+    tiny_bundle: Bundle, tiny_model: MFdiffModel
 ) -> None:
     x_p, x_m = torch.rand(2, 1, 1, 32, 32)
     loaded = load_bundle(tiny_bundle.folder).model()
@@ -51,7 +51,7 @@ def test_model_from_a_bundle_gives_identical_outputs(
     assert torch.equal(loaded.restore(x_p, x_m, ["a"]).x_s, expected)
 
 
-def test_weights_come_back_bit_for_bit(tiny_bundle: Bundle, tiny_model: RestorationModel) -> None:
+def test_weights_come_back_bit_for_bit(tiny_bundle: Bundle, tiny_model: MFdiffModel) -> None:
     weights, expected = tiny_bundle.weights(), tiny_model.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -80,7 +80,7 @@ def test_bundle_is_three_files(tiny_bundle: Bundle) -> None:
     assert names == {WEIGHTS, CONFIG, PROVENANCE}
 
 
-def test_tensors_of_any_layout_are_saved(tiny_bundle: Bundle, tiny_model: RestorationModel) -> None:
+def test_tensors_of_any_layout_are_saved(tiny_bundle: Bundle, tiny_model: MFdiffModel) -> None:
     tiny_model.network.set_memory_format(fusion=torch.channels_last, unet=torch.channels_last)
     saved = save_bundle(
         tiny_bundle.folder, tiny_model.config, tiny_model.state_dict(), tiny_bundle.provenance

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import pytest
 
-from mfdiff_core.config import flatten, from_dict, override, to_dict
+from mfdiff_core.config import flatten, from_dict, one_of, override, to_dict
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import PRESETS, ModelConfig, preset
+from mfdiff_core.model import MODELS, PRESETS, AnyModelConfig, ModelConfig, preset
 from mfdiff_core.training.loop import TrainConfig
 from mfdiff_core.training.strategies import Recipe
 
@@ -192,3 +192,30 @@ def test_every_flat_key_of_a_preset_is_an_override_path() -> None:
     scalars = {k: v for k, v in flatten(config).items() if not isinstance(v, str)}
     assert len(scalars) > 20
     assert override(config, scalars) == config
+
+
+# --- one of several configs ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", MODELS)
+def test_config_of_every_model_comes_back_from_a_file(system: str) -> None:
+    config = preset("tiny", system)
+    assert config.system == system
+    assert one_of(AnyModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_config_that_names_no_model_is_of_mfdiff() -> None:
+    """Bundles of the first version have no such key."""
+    old = to_dict(preset("tiny"))
+    del old["system"]
+    assert one_of(AnyModelConfig, old) == preset("tiny")
+
+
+def test_config_of_an_unknown_model_is_refused_with_the_names() -> None:
+    with pytest.raises(ConfigError, match=r"x\.system: 'resnet' is not one of 'mfdiff', 'm-unet'"):
+        one_of(AnyModelConfig, {"system": "resnet"}, "x")
+
+
+def test_faults_of_a_named_config_are_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'network'; valid keys are .*widths"):
+        one_of(AnyModelConfig, {"system": "m-unet", "network": {}})

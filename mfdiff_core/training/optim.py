@@ -69,7 +69,10 @@ def lr_factor(config: OptimConfig, step: int, iterations: int) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, lr_scales: Mapping[str, float]
+    model: nn.Module,
+    config: OptimConfig,
+    lr_scales: Mapping[str, float],
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; frozen ones get no optimiser state.
 
@@ -77,11 +80,13 @@ def build_optimizer(
         model: parameters with ``requires_grad`` are trained.
         config: learning rate and decays.
         lr_scales: factor on the learning rate by parameter name, see `lr_groups`.
+        betas: decay of the moments.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = lr_groups(trained, config.lr, lr_scales)
     fused = all(p.device.type in ("cpu", "cuda") for _, p in trained)
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+    decay = config.weight_decay
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=fused)
 
 
 def lr_groups(
@@ -109,17 +114,30 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
-class WeightAverage:
-    """Exponential moving average of a model's trainable parameters."""
+def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What `WeightAverage` averages: trainable parameters, and running statistics with them.
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+    Statistics of the current weights would not fit the averaged ones.
+    """
+    kept = model.state_dict(keep_vars=True)
+    return {n: v for n, v in kept.items() if v.is_floating_point() and _moves(v)}
+
+
+def _moves(value: torch.Tensor) -> bool:
+    return value.requires_grad or not isinstance(value, nn.Parameter)
+
+
+class WeightAverage:
+    """Exponential moving average of tensors of a model, see `averaged_tensors`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], decay: float) -> None:
         self.decay = decay
-        self.averages = {n: p.detach().clone() for n, p in parameters if p.requires_grad}
+        self.averages = {name: value.detach().clone() for name, value in tensors.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Move towards ``parameters`` after ``step`` updates."""
+    def update(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Move towards ``tensors`` after ``step`` updates."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         averages = list(self.averages.values())
-        current = [parameters[name].detach() for name in self.averages]
+        current = [tensors[name].detach() for name in self.averages]
         torch._foreach_lerp_(averages, current, weight)

@@ -91,6 +91,7 @@ class TrainState:
             self.optimizer.add_param_group(group)
         if self.average is not None:
             self.average.averages |= {n: p.detach().clone() for n, p in frozen}
+        self.model.train()  # batch norms that stood still move again
 
     def save(self, folder: Path) -> None:
         """Write the state to ``folder`` atomically."""

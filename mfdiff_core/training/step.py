@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mfdiff_core.data.batches import Batch
 from mfdiff_core.errors import TrainingError
 from mfdiff_core.seeding import derive_seed, generator
-from mfdiff_core.training.optim import OptimConfig, lr_factor, set_lr
+from mfdiff_core.training.optim import OptimConfig, averaged_tensors, lr_factor, set_lr
 from mfdiff_core.training.state import TrainState
 
 Precision = Literal["fp32", "bf16"]
@@ -108,14 +108,17 @@ class Stepper:
             TrainingError: out of memory again, or where other workers wait for this one.
         """
         rows = self.share.of(batch)
+        before = [(buffer, buffer.clone()) for buffer in self.state.model.statistics()]
         try:
-            return self._update(rows)
+            return self._update(rows, before)
         except (RuntimeError, MemoryError) as fault:
             if not _is_out_of_memory(fault):
                 raise
             if self._halved or self.share.world_size > 1 or self._micro_batch(rows) == 1:
                 raise TrainingError(self._what_fits(rows)) from None
         # Outside the handler: its traceback would keep the tensors that did not fit.
+        for buffer, old in before:
+            buffer.copy_(old)
         self._halved, self.accumulate = True, 2 * self.accumulate
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -133,8 +136,13 @@ class Stepper:
             " model.network.unet.checkpointing=true, or a smaller preset"
         )
 
-    def _update(self, rows: Batch) -> Updated:
-        """Forward, backward and one update of the weights; a non-finite one changes nothing."""
+    def _update(self, rows: Batch, before: list[tuple[Tensor, Tensor]]) -> Updated:
+        """Forward, backward and one update of the weights; a non-finite one changes nothing.
+
+        Args:
+            rows: this worker's part of the batch.
+            before: running statistics and copies of them to go back to.
+        """
         optimizer = self.state.optimizer
         factor = lr_factor(self.optim, self.state.step, self.iterations)
         set_lr(optimizer, self.optim.lr * factor)
@@ -142,30 +150,38 @@ class Stepper:
         optimizer.zero_grad(set_to_none=True)
         loss = self._backward(rows)
         self._pull()
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        updated = Updated(loss, nn.utils.clip_grad_norm_(trained, self.optim.max_grad_norm))
+        updated = Updated(loss, self._clip())
         # A fused optimiser leaves everything as it was where found_inf is 1; asking the device
         # for the norm here would stall it.
         optimizer.found_inf = (~updated.usable).float()  # type: ignore[attr-defined]
         optimizer.step()
+        for buffer, old in before:
+            buffer.copy_(torch.where(updated.usable, buffer, old))
         if self.state.average is not None:
-            self.state.average.update(dict(self.state.model.named_parameters()), self.state.step)
+            self.state.average.update(averaged_tensors(self.state.model), self.state.step)
         return updated
+
+    def _clip(self) -> Tensor:
+        """Clip what is trained, an adversary apart from its opponent; returns the norm of all."""
+        adversary = self.state.model.adversary
+        trained = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        parts = [[p for p in trained if (p in adversary) is apart] for apart in (False, True)]
+        norms = [nn.utils.clip_grad_norm_(p, self.optim.max_grad_norm) for p in parts if p]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
     def _backward(self, rows: Batch) -> Tensor:
         """Gradients of the mean loss over ``rows``; returns that loss."""
-        t, eps = self._draw(rows)
+        drawn = self._draw(rows)
         f = self.features(rows)
-        total = torch.zeros((), device=eps.device)
-        for piece, last in _pieces(len(eps), self.accumulate):
+        device, count = rows.x_s.device, len(rows.x_s)
+        total = torch.zeros((), device=device)
+        for piece, last in _pieces(count, self.accumulate):
             given = {} if f is None else {"f": f[piece]}
-            images = (image[piece] for image in rows.images)
+            inputs = [values[piece] for values in (*rows.images, *drawn)]
             with self._syncing(last=last):
-                with torch.autocast(
-                    eps.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-                ):
-                    loss: Tensor = self.module(*images, t[piece], eps[piece], **given)
-                loss = loss * ((piece.stop - piece.start) / len(eps))
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss: Tensor = self.module(*inputs, **given)
+                loss = loss * ((piece.stop - piece.start) / count)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().float()
         return total
@@ -176,15 +192,14 @@ class Stepper:
             return nullcontext()
         return self.module.no_sync()
 
-    def _draw(self, rows: Batch) -> tuple[Tensor, Tensor]:
-        """Diffusion steps and noise of this worker's rows, cut from the global batch's."""
+    def _draw(self, rows: Batch) -> list[Tensor]:
+        """What is random for this worker's rows, cut from the global batch's."""
         source = generator(self.seed, "noise", self.state.step)
-        count = len(rows.x_s) * self.share.world_size
-        t = self.state.model.process.draw_timesteps(count, source)
-        eps = torch.randn(count, *rows.x_s.shape[1:], generator=source)
-        device, rank = rows.x_s.device, self.share.rank
-        mine = slice(rank * len(rows.x_s), (rank + 1) * len(rows.x_s))
-        return t[mine].to(device, non_blocking=True), eps[mine].to(device, non_blocking=True)
+        count, rank, device = len(rows.x_s), self.share.rank, rows.x_s.device
+        shape = torch.Size((count * self.share.world_size, *rows.x_s.shape[1:]))
+        drawn = self.state.model.draw(shape, self.state.step / self.iterations, source)
+        mine = slice(rank * count, (rank + 1) * count)
+        return [values[mine].to(device, non_blocking=True) for values in drawn]
 
     def _pull(self) -> None:
         """Add the gradient of l2sp / 2 * |w - w_0|^2 (L2-SP, arXiv 1802.01483)."""

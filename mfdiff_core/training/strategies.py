@@ -12,7 +12,13 @@ from mfdiff_core.data.batches import Augmentation
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import RestorationModel, stage_depths
 from mfdiff_core.training.freezing import apply_plan, check_plan
-from mfdiff_core.training.optim import OptimConfig, Schedule, WeightAverage, build_optimizer
+from mfdiff_core.training.optim import (
+    OptimConfig,
+    Schedule,
+    WeightAverage,
+    averaged_tensors,
+    build_optimizer,
+)
 from mfdiff_core.training.state import TrainState
 
 Strategy = Literal["external", "internal", "single_stage", "two_stage"]
@@ -151,8 +157,9 @@ def start_training(model: RestorationModel, optim: OptimConfig) -> TrainState:
     """Training state at step 0 for whatever is trainable in ``model``."""
     depths = stage_depths(model.network.parameter_groups())  # after adapters got their names
     lr_scales = {f"network.{name}": optim.layer_decay**depth for name, depth in depths.items()}
-    average = WeightAverage(model.named_parameters(), optim.ema) if optim.ema > 0 else None
-    optimizer = build_optimizer(model, optim, lr_scales)
+    average = WeightAverage(averaged_tensors(model), optim.ema) if optim.ema > 0 else None
+    optimizer = build_optimizer(model, optim, lr_scales, model.betas)
+    model.train()  # what is frozen by now says which batch norms stand still
     return TrainState(model, optimizer, average, lr_scales, _frozen_stages(model, depths))
 
 

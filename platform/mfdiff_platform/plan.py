@@ -25,7 +25,8 @@ class StudyPlan:
         name: name of the study, default the domain's.
         data: dataset folder, default the workspace's of that domain.
         phantom: dataset of the external stage, default the workspace's, if it is there.
-        pretrained: bundle folder, default the workspace's newest pretraining.
+        pretrained: bundle folder, default the workspace's newest pretraining of ``system``.
+        system: the model to adapt, default mfdiff or what ``pretrained`` is.
         space_file: search space, default the domain's or the general one.
         setting: only slices of this setting.
         with_single_stage, sampler, scheduler, validations, precision, seed: see `StudyRequest`.
@@ -36,6 +37,7 @@ class StudyPlan:
     data: Path | None = None
     phantom: Path | None = None
     pretrained: Path | None = None
+    system: str | None = None
     space_file: Path | None = None
     setting: str = ""
     with_single_stage: bool = False
@@ -57,9 +59,7 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     dataset = open_dataset(data)
     if plan.setting:
         dataset.part("validation", plan.setting)
-    pretrained = (
-        newest_pretraining(workspace) if plan.pretrained is None else load_bundle(plan.pretrained)
-    )
+    pretrained = _pretrained(workspace, plan)
     check_image_size(dataset, pretrained.config)
     space = load(resolve(plan.domain, plan.space_file))
     phantom = plan.phantom or workspace.dataset("phantom")
@@ -82,18 +82,30 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     )
 
 
-def newest_pretraining(workspace: Workspace) -> Bundle:
-    """The pretraining that finished last.
+def _pretrained(workspace: Workspace, plan: StudyPlan) -> Bundle:
+    if plan.pretrained is None:
+        return newest_pretraining(workspace, plan.system or "mfdiff")
+    bundle = load_bundle(plan.pretrained)
+    if plan.system not in (None, bundle.config.system):
+        raise ConfigError(
+            f"{bundle.folder} is a {bundle.config.system} model, --model says {plan.system}"
+        )
+    return bundle
+
+
+def newest_pretraining(workspace: Workspace, system: str = "mfdiff") -> Bundle:
+    """The pretraining of a model that finished last.
 
     Raises:
         ConfigError: there is none.
     """
-    finished = sorted(
-        (workspace.root / "pretrained").glob(f"*/{BUNDLE}"), key=lambda path: path.stat().st_mtime
+    folders = (workspace.root / "pretrained").glob(f"*/{BUNDLE}")
+    latest_first = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    for bundle in map(load_bundle, latest_first):
+        if bundle.config.system == system:
+            return bundle
+    option = "" if system == "mfdiff" else f" --model {system}"
+    raise ConfigError(
+        f"no pretrained {system} model in {workspace.root}; run `mfdiff-platform pretrain{option}`"
+        " first, or give --pretrained BUNDLE"
     )
-    if not finished:
-        raise ConfigError(
-            f"no pretrained model in {workspace.root}; run `mfdiff-platform pretrain` first, or"
-            " give --pretrained BUNDLE"
-        )
-    return load_bundle(finished[-1])

@@ -18,7 +18,7 @@ from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
 from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model
 from mfdiff_core.files import read_json, write_json
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model, preset
+from mfdiff_core.model import AnyModelConfig, RestorationModel, build_model, preset
 from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.step import Share
 from mfdiff_core.training.strategies import start_training
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from mfdiff_platform.context import TrainContext
 
 EXPERIMENT = "mfdiff-pretraining"
+NEEDS_SINOGRAMS = (
+    "fb-sem reconstructs images from measured sinograms, and datasets of slices carry none; choose"
+    " another model"
+)
 EVENTS, REQUEST, BUNDLE = "events.jsonl", "request.json", "bundle"
 
 
@@ -50,7 +54,7 @@ class PretrainRequest:
 
     name: str
     data: str
-    model: ModelConfig = field(default_factory=lambda: preset("base"))
+    model: AnyModelConfig = field(default_factory=lambda: preset("base"))
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(validate_every=1000, snapshot_every=1000)
     )
@@ -129,23 +133,30 @@ def _refuse_another(folder: Path, request: PretrainRequest) -> None:
         )
 
 
-def check_image_size(dataset: Dataset, model: ModelConfig) -> None:
+def check_image_size(dataset: Dataset, model: AnyModelConfig) -> None:
     """Refuse slices that the network was not built for.
 
     Raises:
-        ConfigError: sizes differ; names both.
+        ConfigError: sizes differ, or the model needs what the slices do not carry.
     """
-    have, want = dataset.manifest.image_size, model.network.image_size
+    if model.system == "fb-sem":
+        raise ConfigError(f"{dataset.folder}: {NEEDS_SINOGRAMS}")
+    have, want = dataset.manifest.image_size, model.image_size
     if have != want:
+        setting = f"{'network.' if model.system == 'mfdiff' else ''}image_size"
         raise ConfigError(
             f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
             f" simulate at {want}x{want}, or pretrain a model of that size"
-            f" (pretrain --set model.network.image_size={have})"
+            f" (pretrain --set model.{setting}={have})"
         )
 
 
 def _open_run(store: TrackingStore, request: PretrainRequest, dataset: Dataset) -> Run:
-    tags = {"domain": dataset.manifest.domain, "kind": "pretraining"}
+    tags = {
+        "domain": dataset.manifest.domain,
+        "kind": "pretraining",
+        "system": request.model.system,
+    }
     run = store.find_or_create(EXPERIMENT, f"pretrain/{request.name}", request.name, tags)
     run.log_config(flatten(request))
     run.log_dataset(dataset.manifest.domain, dataset.manifest.fingerprint, "training")

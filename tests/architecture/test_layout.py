@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from mfdiff_core.model import MODELS
 from mfdiff_platform.cli import VERBS, cli
+from mfdiff_platform.cli.common import MODEL_NAMES
 from mfdiff_platform.search_space import load, spaces_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,11 +28,13 @@ FLAGS = {
     "data check": ["folder", "--json"],
     "data show": ["folder", "--picture", *WHERE],
     "pretrain": [
+        "--model",
         *["--gpus", "--cpus", "--preset", "--data", "--iterations", "--batch-size", "--name"],
         *["--set", *HOW],
     ],
     "adapt": [
-        *["--domain", "--trials", "--name", "--data", "--pretrained", "--space", "--setting"],
+        *["--domain", "--trials", "--name", "--data", "--pretrained", "--model"],
+        *["--space", "--setting"],
         *["--sampler", "--scheduler", "--with-single-stage", "--gpus-per-trial", "--concurrent"],
         *["--precision", *HOW],
     ],
@@ -117,6 +121,10 @@ def test_help_of_every_verb_has_an_example_and_explains_every_option(name: str) 
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help or parameter.show_default, parameter.name
+
+
+def test_models_on_the_command_line_are_all_there_are() -> None:
+    assert MODEL_NAMES == MODELS
 
 
 @pytest.mark.parametrize("verb", ["model", "data", "search-space"])

@@ -9,9 +9,9 @@ from mfdiff_core.data.dataset import Dataset, SliceSet
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.evaluation.metrics import evaluate_slices
 from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, summarise
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def slices(dataset: Dataset) -> SliceSet:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_restoration_does_not_depend_on_the_batch_size(
-    tiny_model: RestorationModel, slices: SliceSet, batch_size: int
+    tiny_model: MFdiffModel, slices: SliceSet, batch_size: int
 ) -> None:
     sampler = SamplerConfig(name="ddpm", num_evaluations=3, num_samples=2)
     whole = restore_slices(tiny_model, slices, sampler=sampler)
@@ -31,21 +31,21 @@ def test_restoration_does_not_depend_on_the_batch_size(
 
 
 def test_restoration_of_a_slice_does_not_depend_on_the_others(
-    tiny_model: RestorationModel, slices: SliceSet
+    tiny_model: MFdiffModel, slices: SliceSet
 ) -> None:
     whole = restore_slices(tiny_model, slices).x_s
     alone = restore_slices(tiny_model, slices.select(lambda info: info is slices.infos[2])).x_s
     torch.testing.assert_close(alone[0], whole[2], rtol=0, atol=1e-5)
 
 
-def test_each_batch_is_reported(tiny_model: RestorationModel, slices: SliceSet) -> None:
+def test_each_batch_is_reported(tiny_model: MFdiffModel, slices: SliceSet) -> None:
     done: list[int] = []
     restore_slices(tiny_model, slices, batch_size=3, on_batch=done.append)
     assert done == [3, 4]
 
 
 def test_metrics_are_those_of_the_restored_slices(
-    tiny_model: RestorationModel, slices: SliceSet
+    tiny_model: MFdiffModel, slices: SliceSet
 ) -> None:
     restored = restore_slices(tiny_model, slices, seed=5).x_s
     expected = evaluate_slices(restored[:, 0], slices.x_s[:, 0])
@@ -55,7 +55,7 @@ def test_metrics_are_those_of_the_restored_slices(
 
 
 def test_summary_has_the_mean_over_all_slices_and_over_those_of_each_setting(
-    tiny_model: RestorationModel, slices: SliceSet
+    tiny_model: MFdiffModel, slices: SliceSet
 ) -> None:
     metrics = evaluate_model(tiny_model, slices)
     summary = summarise(metrics, slices)
@@ -68,7 +68,7 @@ def test_summary_has_the_mean_over_all_slices_and_over_those_of_each_setting(
 
 
 def test_summary_of_a_single_setting_does_not_repeat_itself(
-    tiny_model: RestorationModel, dataset: Dataset
+    tiny_model: MFdiffModel, dataset: Dataset
 ) -> None:
     slices = dataset.part("validation", "ld")
     summary = summarise(evaluate_model(tiny_model, slices), slices)

@@ -14,7 +14,7 @@ from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.evaluation.baselines import best_gaussian
 from mfdiff_core.evaluation.metrics import evaluate_slices
 from mfdiff_core.evaluation.validation import evaluate_model
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.outcome import Outcome, Row, conclude, gain_over_paper
 from mfdiff_platform.study import PAPER_RECIPE, RESULTS, Study, StudyRequest, claim_study
@@ -96,7 +96,7 @@ def test_filter_is_chosen_on_validation_and_measured_on_test(
 
 
 def test_test_subjects_are_looked_at_again_only_for_another_finalist(
-    study: Study, ray_cluster: Cluster, tiny_model: RestorationModel, tmp_path: Path
+    study: Study, ray_cluster: Cluster, tiny_model: MFdiffModel, tmp_path: Path
 ) -> None:
     assert conclude(study).test_evaluations == 1
     written = (study.folder / RESULTS).read_text()

@@ -10,7 +10,7 @@ from torch import nn
 from mfdiff_core.data.batches import BatchStream
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel
 from mfdiff_core.training.freezing import (
     NORM_ONLY,
     PLANS,
@@ -25,7 +25,7 @@ from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import Recipe, start
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 
 # What each plan freezes, by how the paper's parts are named in the network.
 FROZEN_PREFIXES: dict[str, tuple[str, ...]] = {
@@ -142,7 +142,7 @@ def test_plan_that_leaves_nothing_to_train_is_an_error() -> None:
 # --- LoRA ----------------------------------------------------------------------------------
 
 
-def outputs(model: RestorationModel) -> torch.Tensor:
+def outputs(model: MFdiffModel) -> torch.Tensor:
     """What the network answers to one made-up slice."""
     x_t, x_p, x_m = torch.randn(3, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -151,7 +151,7 @@ def outputs(model: RestorationModel) -> torch.Tensor:
     return out
 
 
-def train_adapters(model: RestorationModel) -> None:
+def train_adapters(model: MFdiffModel) -> None:
     """Stand-in for training: every adapter gets an effect."""
     source = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -159,13 +159,13 @@ def train_adapters(model: RestorationModel) -> None:
             nn.init.normal_(parameter, std=0.1, generator=source)
 
 
-def test_adapters_start_without_effect(tiny_model: RestorationModel) -> None:
+def test_adapters_start_without_effect(tiny_model: MFdiffModel) -> None:
     before = outputs(tiny_model)
     add_lora(tiny_model.network, 4)
     assert torch.equal(outputs(tiny_model), before)
 
 
-def test_every_linear_and_convolution_weight_gets_an_adapter(tiny_model: RestorationModel) -> None:
+def test_every_linear_and_convolution_weight_gets_an_adapter(tiny_model: MFdiffModel) -> None:
     layers = [m for m in tiny_model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     add_lora(tiny_model.network, 4)
     adapters = [n for n, _ in tiny_model.named_parameters() if n.endswith(".lora_a")]
@@ -179,7 +179,7 @@ def test_adapter_is_of_the_rank_asked_where_the_layer_allows_it() -> None:
     assert shapes == [(4, 72), (16, 4), (2, 2), (16, 2)]
 
 
-def test_merged_adapters_give_the_same_outputs(tiny_model: RestorationModel) -> None:
+def test_merged_adapters_give_the_same_outputs(tiny_model: MFdiffModel) -> None:
     untrained = outputs(tiny_model)
     add_lora(tiny_model.network, 4)
     train_adapters(tiny_model)
@@ -190,7 +190,7 @@ def test_merged_adapters_give_the_same_outputs(tiny_model: RestorationModel) -> 
 
 
 def test_merged_network_has_its_own_names_again(
-    tiny_model: RestorationModel, make_model: MakeModel
+    tiny_model: MFdiffModel, make_model: MakeModel
 ) -> None:
     add_lora(tiny_model.network, 4)
     train_adapters(tiny_model)
@@ -201,7 +201,7 @@ def test_merged_network_has_its_own_names_again(
 
 
 def test_merging_where_nothing_was_adapted_changes_nothing(
-    tiny_model: RestorationModel, make_model: MakeModel
+    tiny_model: MFdiffModel, make_model: MakeModel
 ) -> None:
     merge_lora(tiny_model)
     plain = make_model().state_dict()

@@ -8,20 +8,20 @@ import torch
 
 from mfdiff_core.data.batches import Augmentation, BatchStream
 from mfdiff_core.data.dataset import Dataset
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel
 from mfdiff_core.training import frozen_features
 from mfdiff_core.training.frozen_features import FrozenFeatures
 from mfdiff_core.training.loop import Progress, TrainConfig, train
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 
 
 class Counted:
     """How often the fusion ran."""
 
-    def __init__(self, model: RestorationModel) -> None:
+    def __init__(self, model: MFdiffModel) -> None:
         self.images = 0
         model.network.fusion.register_forward_hook(self._count)
 

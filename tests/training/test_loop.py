@@ -13,14 +13,14 @@ from mfdiff_core.data.batches import Batch, BatchStream
 from mfdiff_core.data.dataset import Dataset, SliceSet
 from mfdiff_core.errors import TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model
+from mfdiff_core.model import MFdiffModel, ModelConfig, RestorationModel, build_model
 from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.optim import OptimConfig, lr_factor
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
 from mfdiff_core.training.step import WHOLE, Share
 from mfdiff_core.training.strategies import Recipe, start, start_training
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 Batches = Callable[[int], Batch]
 UNCLIPPED = OptimConfig(lr=1e-3, max_grad_norm=1e9)
 
@@ -264,10 +264,11 @@ def test_pull_to_the_anchors_is_strength_times_distance(
 
 def test_frozen_weights_are_not_pulled(make_model: MakeModel, batches: BatchStream) -> None:
     anchors = {n: torch.zeros_like(p) for n, p in make_model().named_parameters()}
-    state = start(make_model(), Recipe(freeze="fusion", l2sp=1.0), make_model().state_dict())
+    model = make_model()
+    state = start(model, Recipe(freeze="fusion", l2sp=1.0), make_model().state_dict())
     config = TrainConfig(iterations=1, optim=OptimConfig(l2sp=1.0))
     run(state, batches, config, anchors=anchors)
-    assert not [p for p in state.model.network.fusion.parameters() if p.grad is not None]
+    assert not [p for p in model.network.fusion.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize(("unfreeze_after", "changed"), [(None, False), (2, True), (0, True)])

@@ -11,6 +11,7 @@ from mfdiff_core.training.optim import (
     FINAL_LR_SHARE,
     OptimConfig,
     WeightAverage,
+    averaged_tensors,
     build_optimizer,
     lr_factor,
     lr_groups,
@@ -128,7 +129,7 @@ def test_setting_out_of_range_is_refused_by_name(name: str, value: float) -> Non
 def distance_left(decay: float, num_updates: int) -> float:
     """Distance of the average from 1, where the weights are, after starting at 0."""
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    average = WeightAverage([("w", weight)], decay)
+    average = WeightAverage({"w": weight}, decay)
     current = {"w": nn.Parameter(torch.ones(1, dtype=torch.float64))}
     for step in range(num_updates):
         average.update(current, step)
@@ -150,7 +151,7 @@ def test_old_average_forgets_at_its_decay() -> None:
 def test_average_leaves_the_weights_alone_and_skips_frozen_ones() -> None:
     model = TwoLayers()
     model.far.requires_grad_(False)
-    average = WeightAverage(model.named_parameters(), 0.9)
+    average = WeightAverage(averaged_tensors(model), 0.9)
     model.near.data.fill_(5.0)
     average.update(dict(model.named_parameters()), 0)
     assert model.near.tolist() == [5.0] * 3

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from mfdiff_core.config import override
 from mfdiff_core.errors import DataError
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model
+from mfdiff_core.model import MFdiffModel, ModelConfig, build_model
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
 from mfdiff_core.training.strategies import Recipe, start
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 MakeState = Callable[..., TrainState]
 
 
@@ -96,7 +96,7 @@ def test_moments_are_laid_out_like_their_parameters(make_state: MakeState, tmp_p
     """Fused kernels walk through memory, not through indices."""
     advance(make_state()).save(tmp_path / "a")
     other = make_state()
-    other.model.network.set_memory_format(fusion=torch.channels_last, unet=torch.channels_last)
+    other.model.set_layout("channels_last")
     other.load(tmp_path / "a")
     for parameter, values in other.optimizer.state.items():
         assert values["exp_avg"].stride() == parameter.stride()

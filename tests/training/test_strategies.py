@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import ModelConfig, RestorationModel, build_model
+from mfdiff_core.model import MFdiffModel, ModelConfig, build_model
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import Recipe, reference_recipes, start
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mfdiff_platform.cli.common import common, open_store, print_result, seed_option
+from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_result, seed_option
 
 
 @click.command("adapt")
@@ -18,7 +18,7 @@ from mfdiff_platform.cli.common import common, open_store, print_result, seed_op
     type=click.IntRange(min=1),
     help="Trials in all, the reference recipes included; more trials extend a study.",
 )
-@click.option("--name", help="Name of the study; the same name resumes.  [default: the domain]")
+@click.option("--name", help="Name of the study; the same name resumes.  [default: DOMAIN[-MODEL]]")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -28,6 +28,12 @@ from mfdiff_platform.cli.common import common, open_store, print_result, seed_op
     "--pretrained",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Bundle of the external stage.  [default: the newest in the workspace]",
+)
+@click.option(
+    "--model",
+    "system",
+    type=click.Choice(MODEL_NAMES),
+    help="What to adapt.  [default: mfdiff, or what --pretrained is]",
 )
 @click.option(
     "--space",
@@ -63,6 +69,7 @@ def command(
     name: str | None,
     data: Path | None,
     pretrained: Path | None,
+    system: str | None,
     space: Path | None,
     setting: str,
     sampler: str,
@@ -94,9 +101,10 @@ def command(
     place = open_workspace(workspace)
     plan = StudyPlan(
         domain=domain,
-        name=name or domain,
+        name=name or (domain if system in (None, "mfdiff") else f"{domain}-{system}"),
         data=data,
         pretrained=pretrained,
+        system=system,
         space_file=space,
         setting=setting,
         with_single_stage=with_single_stage,

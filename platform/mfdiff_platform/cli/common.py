@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from mfdiff_platform.workspace import Workspace
 
 PROGRAM = "mfdiff-platform"
+MODEL_NAMES = (
+    *("mfdiff", "m-unet", "fb-sem", "ea-gan", "hi-net", "cncl", "csrd"),
+    *("unet", "munet", "gmunet", "dmunet", "cmunet"),
+)
+"""`mfdiff_core.model.MODELS`, which would take torch to import."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mfdiff_platform.cli.common import (
+    MODEL_NAMES,
     common,
     open_store,
     parse_settings,
@@ -18,6 +19,14 @@ from mfdiff_platform.cli.common import (
 
 
 @click.command("pretrain")
+@click.option(
+    "--model",
+    "system",
+    type=click.Choice(MODEL_NAMES),
+    default="mfdiff",
+    show_default=True,
+    help="What to train.",
+)
 @click.option("--gpus", type=click.IntRange(min=1), help="Workers, one GPU each.")
 @click.option("--cpus", type=click.IntRange(min=1), help="Workers, one CPU each.  [default: 1]")
 @click.option(
@@ -34,11 +43,12 @@ from mfdiff_platform.cli.common import (
     type=click.IntRange(min=1),
     help="Slices per step over all workers.  [default: 4, or the next multiple of the workers]",
 )
-@click.option("--name", help="Name of the run; the same name resumes.  [default: the preset]")
+@click.option("--name", help="Name of the run; the same name resumes.  [default: [MODEL-]PRESET]")
 @settings_option
 @seed_option
 @common
 def command(
+    system: str,
     gpus: int | None,
     cpus: int | None,
     preset: str,
@@ -60,6 +70,7 @@ def command(
     Examples:
       mfdiff-platform pretrain --gpus 8
       mfdiff-platform pretrain --cpus 2 --preset quick --iterations 500 --batch-size 8
+      mfdiff-platform pretrain --gpus 1 --model m-unet
       mfdiff-platform pretrain --gpus 1 --set train.precision=bf16 --set train.optim.lr=2e-4
     """
     if gpus and cpus:
@@ -74,9 +85,9 @@ def command(
     space = open_workspace(workspace)
     every = max(1, min(1000, iterations // 5))
     request = PretrainRequest(
-        name=name or preset,
+        name=name or (preset if system == "mfdiff" else f"{system}-{preset}"),
         data=str((data or space.dataset("phantom")).absolute()),
-        model=model_preset(preset),
+        model=model_preset(preset, system),
         train=TrainConfig(
             iterations=iterations, seed=seed, validate_every=every, snapshot_every=every
         ),

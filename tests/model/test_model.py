@@ -15,15 +15,15 @@ from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import (
     PRESETS,
+    MFdiffModel,
     ModelConfig,
-    RestorationModel,
     Restored,
     build_model,
     preset,
     stage_depths,
 )
 
-MakeModel = Callable[[], RestorationModel]
+MakeModel = Callable[[], MFdiffModel]
 KEYS = ("a", "b", "c")
 
 
@@ -34,7 +34,7 @@ def pair(dataset: Dataset) -> tuple[Tensor, Tensor]:
     return part.x_p[:3], part.x_m[:3]
 
 
-def starts(model: RestorationModel, x_p: Tensor, x_m: Tensor, keys: tuple[str, ...]) -> Tensor:
+def starts(model: MFdiffModel, x_p: Tensor, x_m: Tensor, keys: tuple[str, ...]) -> Tensor:
     """What the network is given first: the noise that restoration starts from."""
     seen: list[Tensor] = []
     hook = model.network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -43,7 +43,7 @@ def starts(model: RestorationModel, x_p: Tensor, x_m: Tensor, keys: tuple[str, .
     return seen[0]
 
 
-def same_weights(a: RestorationModel, b: RestorationModel) -> bool:
+def same_weights(a: MFdiffModel, b: MFdiffModel) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
@@ -53,7 +53,7 @@ def same_weights(a: RestorationModel, b: RestorationModel) -> bool:
 
 @pytest.mark.parametrize("order", [[0], [1], [2, 0], [2, 1, 0]])
 def test_noise_of_a_slice_does_not_depend_on_its_batch(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor], order: list[int]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor], order: list[int]
 ) -> None:
     whole = starts(tiny_model, *pair, KEYS)
     keys = tuple(KEYS[row] for row in order)
@@ -63,7 +63,7 @@ def test_noise_of_a_slice_does_not_depend_on_its_batch(
 
 @pytest.mark.parametrize("order", [[0], [1], [2, 0], [2, 1, 0]])
 def test_restored_slice_does_not_depend_on_its_batch(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor], order: list[int]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor], order: list[int]
 ) -> None:
     sampler = SamplerConfig(name="ddpm", num_evaluations=5, num_samples=2)
     whole = tiny_model.restore(*pair, KEYS, sampler=sampler)
@@ -75,7 +75,7 @@ def test_restored_slice_does_not_depend_on_its_batch(
 
 
 def test_noise_depends_on_seed_and_name(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]
 ) -> None:
     first = tiny_model.restore(*pair, KEYS).x_s
     assert torch.equal(tiny_model.restore(*pair, KEYS).x_s, first)
@@ -84,7 +84,7 @@ def test_noise_depends_on_seed_and_name(
 
 
 def test_restoring_leaves_the_global_stream_alone(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]
 ) -> None:
     before = torch.get_rng_state()
     tiny_model.restore(*pair, KEYS)
@@ -92,7 +92,7 @@ def test_restoring_leaves_the_global_stream_alone(
 
 
 def test_fusion_runs_once_whatever_the_number_of_steps_and_samples(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused: list[int] = []
     evaluated: list[int] = []
@@ -111,7 +111,7 @@ def test_fusion_runs_once_whatever_the_number_of_steps_and_samples(
 
 
 def test_each_network_evaluation_is_reported(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]
 ) -> None:
     calls: list[tuple[int, int]] = []
     sampler = SamplerConfig(name="ddim", num_evaluations=2, num_samples=2)
@@ -128,7 +128,7 @@ def test_restored_activity_is_never_negative(
 
 
 def test_one_sample_has_no_spread_and_several_have(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]
 ) -> None:
     def spread(num_samples: int) -> Tensor:
         sampler = SamplerConfig(name="ddpm", num_evaluations=4, num_samples=num_samples)
@@ -138,7 +138,7 @@ def test_one_sample_has_no_spread_and_several_have(
     assert float(spread(2).mean()) > 0
 
 
-def test_both_modalities_matter(tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]) -> None:
+def test_both_modalities_matter(tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]) -> None:
     x_p, x_m = pair
     plain = tiny_model.restore(x_p, x_m, KEYS).x_s
     assert not torch.allclose(tiny_model.restore(x_p, x_m.flip(-1), KEYS).x_s, plain, atol=1e-3)
@@ -197,7 +197,7 @@ def test_building_leaves_the_global_stream_alone(tiny_config: ModelConfig) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_other_precision_keeps_the_noise_schedule(tiny_model: RestorationModel) -> None:
+def test_other_precision_keeps_the_noise_schedule(tiny_model: MFdiffModel) -> None:
     before = tiny_model.process.schedule
     after = tiny_model.double().process.schedule
     assert next(tiny_model.parameters()).dtype == torch.float64
@@ -207,7 +207,7 @@ def test_other_precision_keeps_the_noise_schedule(tiny_model: RestorationModel) 
 
 @pytest.mark.gpu
 def test_noise_schedule_moves_with_the_weights(
-    tiny_model: RestorationModel, pair: tuple[Tensor, Tensor]
+    tiny_model: MFdiffModel, pair: tuple[Tensor, Tensor]
 ) -> None:
     on_cpu = tiny_model.restore(*pair, KEYS).x_s
     moved = tiny_model.to("cuda")
@@ -216,7 +216,7 @@ def test_noise_schedule_moves_with_the_weights(
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-3)
 
 
-def test_schedule_is_no_part_of_the_state(tiny_model: RestorationModel) -> None:
+def test_schedule_is_no_part_of_the_state(tiny_model: MFdiffModel) -> None:
     assert not [name for name in tiny_model.state_dict() if not name.startswith("network.")]
 
 
@@ -248,7 +248,7 @@ def test_sampler_that_the_process_cannot_serve_is_refused_before_any_training(
         override(preset("tiny"), changes)
 
 
-def test_depths_count_stages_from_the_output(tiny_model: RestorationModel) -> None:
+def test_depths_count_stages_from_the_output(tiny_model: MFdiffModel) -> None:
     groups = tiny_model.network.parameter_groups()
     depths = stage_depths(groups)
     by_group = {group: depths[names[0]] for group, names in groups.items()}

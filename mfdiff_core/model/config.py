@@ -1,0 +1,92 @@
+"""Configs of all models, and their named sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+from mfdiff_core.comparison import SYSTEMS, system_preset
+from mfdiff_core.comparison.ablations import AblationConfig
+from mfdiff_core.comparison.cncl import CNCLConfig
+from mfdiff_core.comparison.csrd import CSRDConfig
+from mfdiff_core.comparison.ea_gan import EAGANConfig
+from mfdiff_core.comparison.fb_sem import FBSEMConfig
+from mfdiff_core.comparison.hi_net import HiNetConfig
+from mfdiff_core.comparison.m_unet import MUNetConfig
+from mfdiff_core.diffusion.process import DiffusionConfig
+from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.errors import ConfigError
+from mfdiff_core.networks.mfdiff import MFdiffConfig
+from mfdiff_core.networks.presets import NETWORK_PRESETS, network_preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides what MFdiff computes; stored in its bundle as ``config.json``."""
+
+    system: Literal["mfdiff"] = "mfdiff"
+    network: MFdiffConfig = field(default_factory=lambda: network_preset("base"))
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+    def __post_init__(self) -> None:
+        last = self.diffusion.num_steps - 1
+        start = last if self.sampler.start_step is None else self.sampler.start_step
+        if not self.sampler.num_evaluations - 1 <= start <= last:
+            raise ValueError(
+                f"a process of {self.diffusion.num_steps} steps cannot start at {start} with"
+                f" {self.sampler.num_evaluations=}"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """H = W of the training slices in pixels."""
+        return self.network.image_size
+
+
+AnyModelConfig = (
+    ModelConfig
+    | MUNetConfig
+    | FBSEMConfig
+    | EAGANConfig
+    | HiNetConfig
+    | CNCLConfig
+    | CSRDConfig
+    | AblationConfig
+)
+"""Config of any model; in files its ``system`` says of which, and MFdiff's where there is none."""
+
+MODELS = ("mfdiff", *SYSTEMS)
+"""Every model's name on the command line."""
+PRESETS = NETWORK_PRESETS
+_FEW_STEPS = {
+    "diffusion": DiffusionConfig(target="x0", residual=True, smoothing_px=0.9, output_scale=0.1),
+    "sampler": SamplerConfig(name="ddim", num_evaluations=2),
+}
+_AS_IN_THE_PAPER = {
+    "diffusion": DiffusionConfig(target="eps"),
+    "sampler": SamplerConfig(name="ddpm", num_evaluations=1000),
+}
+
+
+@overload
+def preset(name: str) -> ModelConfig: ...
+@overload
+def preset(name: str, system: str) -> AnyModelConfig: ...
+def preset(name: str, system: str = "mfdiff") -> AnyModelConfig:
+    """Named size of a model: ``tiny``, ``quick``, ``small``, ``base``, ``paper``.
+
+    All but ``paper`` of MFdiff predict x_0 as a correction of the LPET and restore in two
+    evaluations; PAPER.md says why. `comparison.systems` has the other systems' sizes.
+
+    Raises:
+        ConfigError: no such preset or system.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; valid presets are {', '.join(PRESETS)}")
+    if system not in MODELS:
+        raise ConfigError(f"unknown model {system!r}; valid models are {', '.join(MODELS)}")
+    if system != "mfdiff":
+        return system_preset(system, name)  # type: ignore[return-value]
+    parts = _AS_IN_THE_PAPER if name == "paper" else _FEW_STEPS
+    return ModelConfig(network=network_preset(name), **parts)  # type: ignore[arg-type]
