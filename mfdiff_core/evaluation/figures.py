@@ -6,9 +6,9 @@ different is different. Every function returns the bytes of a PNG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,14 @@ class Triplet:
     x_s: Image
 
 
+class Arrow(NamedTuple):
+    """Points at a pixel of every panel, as the paper's Fig. 3 does at lesions."""
+
+    row: float
+    column: float
+    colour: str
+
+
 def comparison_figure(
     panels: Mapping[str, Image],
     x_s: Image,
@@ -56,6 +64,7 @@ def comparison_figure(
     unit: str = "kBq/mL",
     voxel_mm: float | None = None,
     title: str = "",
+    arrows: Sequence[Arrow] = (),
 ) -> bytes:
     """One slice by several methods: images above, error maps below, PSNR and SSIM under each.
 
@@ -66,6 +75,7 @@ def comparison_figure(
         unit: unit of the PET images, written at the colour bars.
         voxel_mm: edge of a pixel; draws a bar of 5 cm.
         title: line above the figure.
+        arrows: drawn in the upper row.
 
     Returns:
         PNG. Error maps show restored minus SPET on one scale, symmetric about 0, that ends at
@@ -91,6 +101,7 @@ def comparison_figure(
         if name in panels:
             error = page.show(1, column, errors[name], ERROR_COLOURS, (-limit, limit))
             page.caption(1, column, _scores(evaluate_slices(image[None], x_s[None]).mean()))
+    page.point(arrows)
     page.bar(0, pet, f"activity ({unit})")
     page.bar(1, error, f"restored − SPET ({unit})", column=len(columns) - 2)
     if voxel_mm:
@@ -209,6 +220,14 @@ class _Page:
         axes.plot([0.96 - length, 0.96], [0.04, 0.04], **inside, **line)
         text = {"size": SMALL_PT - 0.5, "ha": "center", "va": "bottom"}
         axes.text(0.96 - length / 2, 0.055, "5 cm", **inside, **text)
+
+    def point(self, arrows: Sequence[Arrow]) -> None:
+        """Arrows from the upper left in every panel of the first row."""
+        for (row, _), axes in self.panels.items():
+            for arrow in arrows if row == 0 else ():
+                tip = (arrow.column - self.box[1].start, arrow.row - self.box[0].start)
+                style = {"arrowstyle": "-|>", "color": arrow.colour, "lw": 1.0, "shrinkB": 3}
+                axes.annotate("", tip, (-12, 12), textcoords="offset points", arrowprops=style)
 
     def heading(self, text: str) -> None:
         """Line above the whole figure, flush left."""

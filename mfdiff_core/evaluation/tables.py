@@ -1,0 +1,308 @@
+"""Tables of a comparison as Markdown, CSV, LaTeX and plain values, in the manner of the paper.
+
+Mean and standard deviation are over slices, as in Tables 1 to 7; intervals and tests are over
+subjects. The quantitative convention ranks, the paper's stands beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mfdiff_core.evaluation.metrics import HIGHER_IS_BETTER, METRICS, definition
+from mfdiff_core.evaluation.scores import Score
+from mfdiff_core.evaluation.statistics import Estimate, PairedDifference, paired_difference
+
+DIGITS = {"psnr": 2, "ssim": 4, "nmse": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a method costs.
+
+    Attributes:
+        parameters: numbers that restoration and training hold, a discriminator's included.
+        iterations: training steps in all stages.
+        training_s: wall time of all stages.
+        slice_s: wall time per restored slice.
+        evaluations: of the network, per restored slice.
+    """
+
+    parameters: int
+    iterations: int
+    training_s: float
+    slice_s: float
+    evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A method in one setting; filters cost nothing worth a column."""
+
+    method: str
+    setting: str
+    score: Score
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A comparison.
+
+    Attributes:
+        name, title: of the table.
+        rows: in the order shown; the last is what the others are tested against.
+        left_out: reason by method.
+        facts: what was done, by name: data, iterations, seed.
+        seed: of the bootstraps.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[TableRow]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def settings(self) -> dict[str, list[TableRow]]:
+        """Rows by setting."""
+        found: dict[str, list[TableRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.setting, []).append(row)
+        return found
+
+
+def paired(table: Table) -> dict[tuple[str, str], PairedDifference]:
+    """PSNR of the last row of each setting minus that of every other, by (setting, method)."""
+    return {
+        (setting, row.method): paired_difference(
+            rows[-1].score.slices.psnr, row.score.slices.psnr, row.score.subjects, seed=table.seed
+        )
+        for setting, rows in table.settings().items()
+        for row in rows[:-1]
+    }
+
+
+def ranks(rows: Sequence[TableRow], metric: str) -> dict[str, int]:
+    """1 for the best method, 2 for the second, ... by the quantitative mean over slices."""
+    sign = -1 if HIGHER_IS_BETTER[metric] else 1
+    ordered = sorted(rows, key=lambda row: sign * row.score.quantitative[metric].slice_mean)
+    return {row.method: place for place, row in enumerate(ordered, start=1)}
+
+
+# --- Markdown -------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """The whole comparison as one page."""
+    lines = [f"# {table.title}", ""]
+    for setting, rows in table.settings().items():
+        lines += [f"## {setting}", "", *_grid(_metric_cells(rows)), ""]
+        lines += ["Intervals over subjects (95 %), and the paper's convention:", ""]
+        lines += [*_grid(_second_cells(rows)), ""]
+        lines += ["Subject by subject, quantitative PSNR in dB:", ""]
+        lines += [*_grid(_subject_cells(rows)), ""]
+        lines += _region_lines(rows)
+    lines += _test_lines(table) + _cost_lines(table)
+    lines += [f"- {name} is left out: {why}" for name, why in table.left_out.items()]
+    lines += [f"- {name}: {value}" for name, value in table.facts.items()]
+    lines += [f"- {definition()}", f"- {definition('paper')}"]
+    return "\n".join(lines) + "\n"
+
+
+def _grid(cells: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = cells
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
+
+
+def _metric_cells(rows: Sequence[TableRow]) -> list[list[str]]:
+    """Mean and deviation over slices; the best is bold, the second underlined."""
+    places = {metric: ranks(rows, metric) for metric in METRICS}
+    cells = [["Method", "PSNR (dB) ↑", "SSIM ↑", "NMSE ↓"]]
+    for row in rows:
+        marked = [
+            _marked(_spread(row.score.quantitative[metric], metric), places[metric][row.method])
+            for metric in METRICS
+        ]
+        cells.append([row.method, *marked])
+    return cells
+
+
+def _marked(text: str, place: int) -> str:
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place, text)
+
+
+def _spread(estimate: Estimate, metric: str) -> str:
+    digits = DIGITS[metric]
+    return f"{estimate.slice_mean:.{digits}f} ± {estimate.slice_std:.{digits}f}"
+
+
+def _second_cells(rows: Sequence[TableRow]) -> list[list[str]]:
+    cells = [["Method", *(f"{m.upper()} interval" for m in METRICS)]]
+    cells[0] += [f"{m.upper()} (paper)" for m in METRICS]
+    for row in rows:
+        intervals = [_interval(row.score.quantitative[m], DIGITS[m]) for m in METRICS]
+        cells.append([row.method, *intervals, *(_spread(row.score.paper[m], m) for m in METRICS)])
+    return cells
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+
+
+def _subject_cells(rows: Sequence[TableRow]) -> list[list[str]]:
+    people = list(rows[0].score.quantitative["psnr"].per_subject)
+    cells = [["Method", *people]]
+    for row in rows:
+        means = row.score.quantitative["psnr"].per_subject
+        cells.append([row.method, *(f"{means[person]:.2f}" for person in people)])
+    return cells
+
+
+def _region_lines(rows: Sequence[TableRow]) -> list[str]:
+    regions = list(rows[0].score.regions)
+    cells = [["Method", *(f"{name}, mean / max" for name in regions), "total activity"]]
+    for row in rows:
+        found = [row.score.regions[name] for name in regions]
+        biases = [f"{_percent(bias.mean)} / {_percent(bias.maximum)}" for bias in found]
+        cells.append([row.method, *biases, _percent(row.score.activity - 1)])
+    return ["Bias against the SPET, mean over subjects:", "", *_grid(cells), ""]
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:+.1f} %"
+
+
+def _test_lines(table: Table) -> list[str]:
+    cells = [["Setting", "Compared with", "difference of PSNR (dB)", "95 % interval", "p"]]
+    reasons: set[str] = set()
+    for (setting, method), result in paired(table).items():
+        p = "–" if result.p_value is None else f"{result.p_value:.3g}"
+        reasons |= {result.no_test} - {""}
+        e = result.estimate
+        cells.append([setting, method, f"{e.mean:+.2f}", _interval(e, 2), p])
+    if len(cells) == 1:
+        return []
+    head = f"## {table.rows[-1].method} minus each other method, subject by subject"
+    notes = [f"No test: {reason}." for reason in sorted(reasons)]
+    test = "p is of the exact two-sided Wilcoxon signed-rank test over subjects."
+    return [head, "", *_grid(cells), "", test, *notes, ""]
+
+
+def _cost_lines(table: Table) -> list[str]:
+    costs = {row.method: row.cost for row in table.rows if row.cost is not None}
+    head = ["Method", "parameters", "iterations", "training (s)", "slice (ms)", "evaluations"]
+    cells = [
+        [
+            *(method, f"{cost.parameters:,}", f"{cost.iterations}", f"{cost.training_s:.0f}"),
+            *(f"{1000 * cost.slice_s:.1f}", f"{cost.evaluations}"),
+        ]
+        for method, cost in costs.items()
+    ]
+    return ["## What each costs", "", *_grid([head, *cells]), ""] if cells else []
+
+
+# --- CSV and LaTeX --------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """One line per method and setting."""
+    stream = io.StringIO()
+    lines = [_flat(row) for row in table.rows]
+    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def _flat(row: TableRow) -> dict[str, Any]:
+    values: dict[str, Any] = {"setting": row.setting, "method": row.method}
+    for convention in ("quantitative", "paper"):
+        for metric, e in getattr(row.score, convention).items():
+            found = {"mean": e.slice_mean, "sd": e.slice_std, "low": e.low, "high": e.high}
+            values |= {f"{convention}_{metric}_{name}": value for name, value in found.items()}
+    e = row.score.quantitative["psnr"]
+    cost = asdict(row.cost) if row.cost else dict.fromkeys(Cost.__dataclass_fields__, "")
+    counts = {"subjects": e.num_subjects, "slices": e.num_slices}
+    return values | counts | {"activity": row.score.activity} | cost
+
+
+def to_latex(table: Table) -> str:
+    """A `tabular` per setting with the quantitative metrics, the best bold, the second underlined.
+
+    Needs no package; headings are comments.
+    """
+    lines: list[str] = [f"% {table.title}"]
+    for setting, rows in table.settings().items():
+        lines += [f"% {setting}", r"\begin{tabular}{lccc}", r"\hline"]
+        lines += [
+            r"Method & PSNR (dB) $\uparrow$ & SSIM $\uparrow$ & NMSE $\downarrow$ \\",
+            r"\hline",
+        ]
+        for row in rows:
+            cells = [_latex_cell(rows, row, metric) for metric in METRICS]
+            lines.append(" & ".join([_escaped(row.method), *cells]) + r" \\")
+        lines += [r"\hline", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(rows: Sequence[TableRow], row: TableRow, metric: str) -> str:
+    text = _spread(row.score.quantitative[metric], metric).replace("±", r"$\pm$")
+    place = ranks(rows, metric)[row.method]
+    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(place, text)
+
+
+def _escaped(text: str) -> str:
+    for sign in "&%#_":
+        text = text.replace(sign, rf"\{sign}")
+    return text
+
+
+# --- JSON -----------------------------------------------------------------------------------
+
+
+def to_values(table: Table) -> dict[str, Any]:
+    """All numbers, ready for JSON; what is not a number is null."""
+    tests = [
+        {"setting": setting, "against": method, **asdict(result)}
+        for (setting, method), result in paired(table).items()
+    ]
+    values = {
+        "name": table.name,
+        "title": table.title,
+        "rows": [_row_values(row) for row in table.rows],
+        "paired": tests,
+        "left_out": dict(table.left_out),
+        "facts": dict(table.facts),
+        "definitions": {"quantitative": definition(), "paper": definition("paper")},
+    }
+    plain: dict[str, Any] = _without_nan(values)
+    return plain
+
+
+def _row_values(row: TableRow) -> dict[str, Any]:
+    score = row.score
+    return {
+        "method": row.method,
+        "setting": row.setting,
+        "quantitative": {m: asdict(e) for m, e in score.quantitative.items()},
+        "paper": {m: asdict(e) for m, e in score.paper.items()},
+        "slices": [r._asdict() for r in score.slices.rows()],
+        "subjects": list(score.subjects),
+        "regions": {name: asdict(bias) for name, bias in score.regions.items()},
+        "activity": score.activity,
+        "cost": asdict(row.cost) if row.cost else None,
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
