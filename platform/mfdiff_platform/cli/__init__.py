@@ -18,7 +18,7 @@ VERBS = {
     "pretrain": "train on phantoms (external stage)",
     "adapt": "search for a site's best recipe (internal stage)",
     "restore": "restore a scan with a trained model",
-    "model": "list and show registered site models",
+    "model": "compare, promote and roll back registered site models",
     "search-space": "print a search space, resolved",
     "ui": "open MLflow on the workspace",
 }
