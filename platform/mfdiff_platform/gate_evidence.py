@@ -81,8 +81,8 @@ def restore_test(bundle: Bundle, test: SliceSet) -> Images:
 def psnr_gain(first: Images, second: Images, test: SliceSet) -> Estimate:
     """PSNR of ``first`` minus that of ``second``, subjects as units, with its interval."""
     x_s, subjects = _array(test.x_s), [info.subject for info in test.infos]
-    scores = [evaluate_slices(images, x_s).psnr for images in (first, second)]
-    return paired_difference(*scores, subjects, seed=_SEED).estimate
+    ours, theirs = (evaluate_slices(images, x_s).psnr for images in (first, second))
+    return paired_difference(ours, theirs, subjects, seed=_SEED).estimate
 
 
 def activity_biases(restored: Images, test: SliceSet) -> dict[str, float]:

@@ -20,49 +20,45 @@ _FOLDER, _DEFAULT = "gates", "default"
 State = Literal["passed", "failed", "skipped"]
 
 
-def _not_negative(config: Any) -> None:
-    for name, value in vars(config).items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be 0 or more, got {value!r}")
+@dataclass(frozen=True, kw_only=True)
+class _Limits:
+    """Numbers that are 0 or more."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be 0 or more, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LpetLimits:
+class LpetLimits(_Limits):
     """Least PSNR gain over the LPET, and what its interval's lower end must exceed, in dB."""
 
     min_db: float = 1.0
     lower_bound_db: float = 0.0
 
-    __post_init__ = _not_negative
-
 
 @dataclass(frozen=True, kw_only=True)
-class ChampionLimits:
+class ChampionLimits(_Limits):
     """Least PSNR gain over the present champion in dB; at 0 any gain will do, a tie will not."""
 
     min_db: float = 0.0
 
-    __post_init__ = _not_negative
-
 
 @dataclass(frozen=True, kw_only=True)
-class BiasLimits:
+class BiasLimits(_Limits):
     """Largest relative error, 0.05 being 5 %."""
 
     max_bias: float
 
-    __post_init__ = _not_negative
-
 
 @dataclass(frozen=True, kw_only=True)
-class LesionLimits:
+class LesionLimits(_Limits):
     """Largest shares of lost and of invented lesions; with fewer lesions nothing is judged."""
 
     max_lost_share: float = 0.2
     max_invented_share: float = 0.15
     min_lesions: int = 5
-
-    __post_init__ = _not_negative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from mfdiff_platform.model_files import (
 )
 from mfdiff_platform.names import check_name
 from mfdiff_platform.site_model import (
+    ADMITTED_TAG,
     CANDIDATE,
     CHAMPION,
     GATES_TAG,
@@ -131,11 +132,9 @@ class SiteModels:
         Raises:
             TrackingError: MLflow is out of reach.
         """
-        tags = {
-            GATES_TAG: verdict["summary"],
-            RESULT_TAG: json.dumps(verdict),
-            OVERRIDE_TAG: override,
-        }
+        tags = {GATES_TAG: verdict["summary"], RESULT_TAG: json.dumps(verdict)}
+        if verdict["passed"] or override:
+            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: override}
         name, version = model.id.name, str(model.id.version)
         place = version_folder(model.tags[WEIGHTS_TAG])
         with self._asking() as client:

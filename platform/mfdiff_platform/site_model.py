@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,8 +11,10 @@ from mfdiff_platform.model_files import DATA_TAG, WEIGHTS_TAG
 
 PREFIX = "mfdiff-"
 CANDIDATE, CHAMPION = "candidate", "champion"
-GATES_TAG, RESULT_TAG, OVERRIDE_TAG = "gates", "gate_result", "gate_override"
-"""Tags: the verdict in one line, all of it as JSON, and why it was set aside."""
+GATES_TAG, RESULT_TAG = "gates", "gate_result"
+"""Tags: the latest verdict in one line, and all of it as JSON."""
+ADMITTED_TAG, OVERRIDE_TAG = "gate_admitted", "gate_override"
+"""Tags: weights that the gates, or a person with a reason, have let through; and that reason."""
 
 
 class ModelVersion(NamedTuple):
@@ -62,8 +63,6 @@ def check_may_be_champion(model: SiteModel) -> None:
     missing = [tag for tag in (WEIGHTS_TAG, DATA_TAG, RESULT_TAG) if not model.tags.get(tag)]
     if missing:
         raise GateError(f"{model.id} cannot be champion: it has no {', no '.join(missing)}")
-    verdict = json.loads(model.tags[RESULT_TAG])
-    if verdict["weights_sha256"] != model.tags[WEIGHTS_TAG]:
-        raise GateError(f"{model.id} cannot be champion: its gate result is of other weights")
-    if not verdict["passed"] and not model.tags.get(OVERRIDE_TAG):
-        raise GateError(f"{model.id} cannot be champion: the gates {verdict['summary']}")
+    # A verdict later than the one that let it through, against a better rival, takes nothing away.
+    if model.tags.get(ADMITTED_TAG) != model.tags[WEIGHTS_TAG]:
+        raise GateError(f"{model.id} cannot be champion: gates {model.tags.get(GATES_TAG)}")
