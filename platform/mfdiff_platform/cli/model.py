@@ -138,6 +138,52 @@ def promote(
     done.require()
 
 
+@command.command("compare")
+@click.argument("first")
+@click.argument("second")
+@Data
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Page to write.  [default: WORKSPACE/comparisons/FIRST-SECOND.html]",
+)
+@common
+def compare(
+    first: str,
+    second: str,
+    data: Path | None,
+    out: Path | None,
+    workspace: Path | None,
+    as_json: bool,
+) -> None:
+    """Two versions on the same held-out slices of the first one's dataset: table and pictures.
+
+    \b
+    Examples:
+      mfdiff-platform model compare mfdiff-ood3@candidate mfdiff-ood3@champion
+      mfdiff-platform model compare mfdiff-ood3/2 mfdiff-ood3/1 --out two-and-one.html
+    """
+    from mfdiff_core.bundle import load_bundle
+    from mfdiff_platform.model_comparison import compare_models, table_cells
+    from mfdiff_platform.promotion import held_out
+    from mfdiff_platform.registry import SiteModels
+    from mfdiff_platform.workspace import open_workspace
+
+    place = open_workspace(workspace)
+    models = SiteModels(open_store(place))
+    chosen = [models.show(reference) for reference in (first, second)]
+    names = [str(model.id) for model in chosen]
+    file = "-".join(name.replace("/", "-") for name in names) + ".html"
+    compared = compare_models(
+        {name: load_bundle(models.resolve(name)) for name in names},
+        held_out(place, chosen[0], data),
+        (out or place.root / "comparisons" / file).absolute(),
+    )
+    scope = f"{compared.slices} slices of {compared.subjects} subject(s); quantitative convention."
+    lines = [table(*table_cells(compared)), scope, *compared.notes, "", str(compared.page)]
+    print_result(compared.to_dict(), "\n".join(lines), as_json)
+
+
 @command.command("rollback")
 @Domain
 @click.option("--reason", default="", help="Why; goes into the promotion log.")
