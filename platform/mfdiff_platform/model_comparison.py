@@ -202,9 +202,9 @@ def _subjects(comparison: Comparison) -> str:
 
 def _pictures(images: Mapping[str, Images], test: SliceSet) -> list[str]:
     """Slices spread evenly over the set, each with all methods and their error maps."""
-    rows = np.linspace(0, len(test) - 1, 2 * min(PICTURES, len(test)) + 1).round().astype(int)
+    number = min(PICTURES, len(test))
     found = []
-    for row in dict.fromkeys(rows[1::2].tolist()):
+    for row in (int((part + 0.5) * len(test) / number) for part in range(number)):
         info = test.infos[row]
         scale = info.scale * _KBQ
         png = comparison_figure(
