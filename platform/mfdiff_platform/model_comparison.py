@@ -206,7 +206,7 @@ def _pictures(images: Mapping[str, Images], test: SliceSet) -> list[str]:
     found = []
     for row in (int((part + 0.5) * len(test) / number) for part in range(number)):
         info = test.infos[row]
-        scale = info.scale * _KBQ
+        scale = np.float32(info.scale * _KBQ)
         png = comparison_figure(
             {name: stack[row] * scale for name, stack in images.items()},
             test.x_s[row, 0].numpy() * scale,

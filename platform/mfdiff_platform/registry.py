@@ -81,7 +81,7 @@ class SiteModels:
         """
         name = PREFIX + check_name("domain", domain)
         facts = lineage(bundle_dir) | {tag: str(value) for tag, value in tags.items()}
-        with self._asking() as client:
+        with self.asking() as client:
             _ensure_model(client, name)
             known = _registered(client, name, run_id, facts[WEIGHTS_TAG])
             if known is None:
@@ -107,7 +107,7 @@ class SiteModels:
         found = self.show(str(model))
         if alias == CHAMPION:
             check_may_be_champion(found)
-        with self._asking() as client:
+        with self.asking() as client:
             client.set_registered_model_alias(model.name, alias, str(model.version))
 
     def champion(self, domain: str) -> SiteModel | None:
@@ -137,7 +137,7 @@ class SiteModels:
             tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: override}
         name, version = model.id.name, str(model.id.version)
         place = version_folder(model.tags[WEIGHTS_TAG])
-        with self._asking() as client:
+        with self.asking() as client:
             client.log_text(model.run_id, json.dumps(verdict, indent=2), f"{place}/gates.json")
             for tag, value in tags.items():
                 client.set_model_version_tag(name, version, tag, value)
@@ -184,7 +184,7 @@ class SiteModels:
         """Folder with the bundle of ``model``, downloaded unless an intact copy is there."""
         folder = self._store.workspace / "models" / model.id.name / str(model.id.version)
         if not is_intact(folder, model.tags.get(WEIGHTS_TAG)):
-            with TemporaryDirectory() as scratch, self._asking():
+            with TemporaryDirectory() as scratch, self.asking():
                 from mlflow.artifacts import download_artifacts
 
                 uri = f"{model.source}/{INSIDE}"
@@ -198,8 +198,12 @@ class SiteModels:
         return folder
 
     @contextmanager
-    def _asking(self) -> Iterator[MlflowClient]:
-        """The client; its failures become `TrackingError`."""
+    def asking(self) -> Iterator[MlflowClient]:
+        """The client; its failures become `TrackingError`.
+
+        Raises:
+            TrackingError: MLflow is out of reach, or refuses.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -217,7 +221,7 @@ class SiteModels:
         Raises:
             TrackingError: MLflow is out of reach.
         """
-        with self._asking() as client:
+        with self.asking() as client:
             models = [m for m in _all(client.search_registered_models) if m.name[:7] == PREFIX]
             return [
                 site_model(version, model.aliases)

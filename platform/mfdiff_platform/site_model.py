@@ -66,3 +66,13 @@ def check_may_be_champion(model: SiteModel) -> None:
     # A verdict later than the one that let it through, against a better rival, takes nothing away.
     if model.tags.get(ADMITTED_TAG) != model.tags[WEIGHTS_TAG]:
         raise GateError(f"{model.id} cannot be champion: gates {model.tags.get(GATES_TAG)}")
+
+
+def travelling_tags(model: SiteModel) -> dict[str, str]:
+    """Lineage of a version that goes to another site.
+
+    What the gates said here is told, but it lets nobody through there.
+    """
+    local = (GATES_TAG, RESULT_TAG, ADMITTED_TAG, OVERRIDE_TAG)
+    tags = {tag: value for tag, value in model.tags.items() if tag not in local}
+    return tags | ({"gates_elsewhere": model.tags[GATES_TAG]} if GATES_TAG in model.tags else {})

@@ -205,6 +205,45 @@ def rollback(domain: str, reason: str, workspace: Path | None, as_json: bool) ->
     print_result(values, f"champion  {done.champion} (was {done.before or 'none'})", as_json)
 
 
+@command.command("export")
+@click.argument("reference")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@common
+def export(reference: str, out: Path, workspace: Path | None, as_json: bool) -> None:
+    """Write one version with its card and lineage to a zip file.
+
+    \b
+    Example:
+      mfdiff-platform model export mfdiff-ood3@champion --out ood3.zip
+    """
+    from mfdiff_platform.model_archive import export_model
+    from mfdiff_platform.registry import SiteModels
+    from mfdiff_platform.workspace import open_workspace
+
+    model = export_model(
+        SiteModels(open_store(open_workspace(workspace))), reference, out.absolute()
+    )
+    print_result({"model": str(model), "archive": str(out)}, f"{out}  ({model})", as_json)
+
+
+@command.command("import")
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@common
+def import_(archive: Path, workspace: Path | None, as_json: bool) -> None:
+    """Register an exported version as candidate; it has to pass the gates here.
+
+    \b
+    Example:
+      mfdiff-platform model import ood3.zip
+    """
+    from mfdiff_platform.model_archive import import_model
+    from mfdiff_platform.workspace import open_workspace
+
+    place = open_workspace(workspace)
+    made = import_model(place, open_store(place), archive)
+    print_result({"model": str(made)}, f"{made} (candidate)", as_json)
+
+
 @command.command("log")
 @click.option("--domain", default="", help="Only this domain's.")
 @common
