@@ -17,7 +17,6 @@ from mfdiff_core.bundle import PROVENANCE
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, write_json
-from mfdiff_platform.adapt import EXPERIMENT
 from mfdiff_platform.archive import KINDS, Archive, read_archive, write_archive
 from mfdiff_platform.model_files import WEIGHTS_TAG
 from mfdiff_platform.names import check_key, check_name
@@ -28,6 +27,7 @@ from mfdiff_platform.run import Run
 from mfdiff_platform.run_archive import RunRecord, describe_run, restore_run
 from mfdiff_platform.site_model import CANDIDATE, PREFIX, SiteModel, travelling_tags
 from mfdiff_platform.study import REQUEST, RESULTS, TRIALS, StudyRequest, load_study
+from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mfdiff_core.errors import ConfigError, MfdiffError
 from mfdiff_platform.errors import TrackingError
 from mfdiff_platform.names import check_key, check_name
-from mfdiff_platform.run import Run, RunSpec, now_ms
+from mfdiff_platform.run import Run, RunSpec, clean_tags, now_ms
 from mfdiff_platform.run_writer import RunWriter
 from mfdiff_platform.spool import Operation, Spool
 from mfdiff_platform.store_address import URI_VARIABLE, StoreAddress, within
@@ -190,7 +190,7 @@ class TrackingStore:
             experiment=check_name("experiment", experiment),
             key=check_key(key),
             name=name or key,
-            tags={tag: str(value) for tag, value in (tags or {}).items()},
+            tags=clean_tags(tags or {}),
             start_ms=now_ms(),
             parent=parent.spec if parent else None,
         )

@@ -15,7 +15,6 @@ from mfdiff_core.bundle import Bundle, Provenance, save_bundle
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import write_json
-from mfdiff_platform.adapt import EXPERIMENT
 from mfdiff_platform.archive import LIST
 from mfdiff_platform.cli import run as cli
 from mfdiff_platform.errors import GateError
@@ -25,6 +24,7 @@ from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.site_model import CHAMPION
 from mfdiff_platform.study import RESULTS, Study, StudyRequest, claim_study
 from mfdiff_platform.study_archive import export_study, import_study
+from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import ENVIRONMENT, Workspace
 
