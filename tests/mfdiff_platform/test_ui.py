@@ -32,6 +32,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def listeners(port: int) -> set[str]:
+    """Addresses on which anybody listens at ``port``, as `ss -ltn` tells."""
+    found = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+    return {c.laddr.ip for c in found if c.laddr and c.laddr.port == port}
+
+
 @pytest.fixture(scope="module")
 def store_(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> TrackingStore:
     folder = tmp_path_factory.mktemp("ui")
@@ -91,12 +97,7 @@ def status(port: int, path: str, method: str = "GET", body: str = "", **headers:
 
 @pytest.mark.slow
 def test_the_server_listens_on_loopback_only(port: int) -> None:
-    listening = [
-        c.laddr.ip
-        for c in psutil.net_connections("tcp")
-        if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-    ]
-    assert set(listening) == {"127.0.0.1"}
+    assert listeners(port) == {"127.0.0.1"}
 
 
 @pytest.mark.slow
@@ -145,12 +146,7 @@ def test_the_ray_dashboard_listens_on_loopback_only(ray_cluster: Cluster) -> Non
     address = ray._private.worker.global_worker.node.address_info["webui_url"]
     assert address, "the tests' cluster runs with its dashboard"
     port = int(address.rsplit(":", 1)[1])
-    listening = [
-        c.laddr.ip
-        for c in psutil.net_connections("tcp")
-        if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-    ]
-    assert set(listening) == {"127.0.0.1"}
+    assert listeners(port) == {"127.0.0.1"}
 
 
 def test_a_port_that_is_taken_is_told() -> None:
