@@ -78,7 +78,7 @@ def test_4_choose(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_5_promote(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four iterations make no good model: the gates refuse it, a person with a reason may overrule them."""
+    """Four iterations make no good model: the gates refuse it, a reason overrules them."""
     gates = ["model", "promote", "--domain", "ood3"]
     assert run([*gates, "--json"]) == 6
     verdict = json.loads(capsys.readouterr().out)["verdict"]
