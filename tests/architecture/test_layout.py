@@ -41,8 +41,17 @@ FLAGS = {
     "restore": ["--model", "--pet", "--mr", "--out", "--overwrite", *HOW],
     "model list": WHERE,
     "model show": ["reference", *WHERE],
+    "model promote": ["--domain", "--version", "--gates", "--override", "--data", *WHERE],
+    "model rollback": ["--domain", "--reason", *WHERE],
+    "model log": ["--domain", *WHERE],
+    "model compare": ["first", "second", "--data", "--out", *WHERE],
+    "model export": ["reference", "--out", *WHERE],
+    "model import": ["archive", *WHERE],
+    "study export": ["name", "--out", *WHERE],
+    "study import": ["archive", *WHERE],
+    "study gc": ["--quota-gb", "--dry-run", "--yes", *WHERE],
     "search-space show": ["domain", "--space", "--json"],
-    "ui": ["--workspace"],
+    "ui": ["--port", "--workspace"],
 }
 """Every argument of every verb. Flags name the run; hyperparameters go into --set and spaces."""
 

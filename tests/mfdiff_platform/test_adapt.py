@@ -20,7 +20,7 @@ from mfdiff_core.config import from_dict
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.adapt import EXPERIMENT, Adapted, SearchScale, adapt, trial_data
+from mfdiff_platform.adapt import Adapted, SearchScale, adapt, trial_data
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.ledger import TrialRecord
@@ -28,6 +28,7 @@ from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.study import RESULTS, Study, StudyRequest
+from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import TrialSetting, run_trial
 from mfdiff_platform.workspace import Workspace
@@ -152,13 +153,45 @@ def test_finished_trial_s_run_holds_recipe_curves_bundle_and_picture(
     assert "validation.png" in artifacts(store_, run, "images")
 
 
+def test_runs_say_in_the_table_what_a_physicist_asks_first(
+    adapted: Adapted, store_: TrackingStore
+) -> None:
+    found = runs(store_)
+    paper = found["leeds/0001"].data.metrics["best/psnr"]
+    for number in FINISHED:
+        run = found[f"leeds/{number:04d}"]
+        psnr = run.data.metrics["best/psnr"]
+        assert run.data.tags["domain"] == "toy"
+        assert {"strategy", "freeze", "state"} <= set(run.data.tags)
+        assert run.data.tags["best_psnr"] == f"{psnr:.2f}"
+        assert run.data.tags["gain_over_paper_db"] == f"{psnr - paper:+.2f}"
+        assert f"{psnr:.2f} dB" in run.data.tags["mlflow.note.content"]
+        assert run.info.status == "FINISHED"
+    assert "failed" in found["leeds/0003"].data.tags["mlflow.note.content"]
+    parent = found["leeds"].data.tags
+    assert parent["mlflow.note.content"].startswith(f"Best is trial {adapted.outcome.best} ")
+    assert "gain_over_paper_db" in parent
+
+
+@pytest.mark.parametrize("number", FINISHED)
+def test_trials_show_a_slice_at_every_validation_and_each_subject(
+    adapted: Adapted, store_: TrackingStore, number: int
+) -> None:
+    run = runs(store_)[f"leeds/{number:04d}"]
+    pictures = artifacts(store_, run, "images")
+    steps = {name.split("+step+")[1].split("+")[0] for name in pictures if "+step+" in name}
+    assert steps == ({"0"} if number == 0 else {"2", "4", "6"})
+    assert artifacts(store_, run, "tables") == {"validation_subjects.json"}
+    assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["toy-train"]
+
+
 def test_ctrl_c_means_what_it_did_before_the_search(adapted: Adapted) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_parent_run_shows_table_and_report(adapted: Adapted, store_: TrackingStore) -> None:
     parent = runs(store_)["leeds"]
-    assert artifacts(store_, parent, "tables") == {"test.json"}
+    assert artifacts(store_, parent, "tables") == {"test.json", "test_subjects.json"}
     assert artifacts(store_, parent, "report") == {adapted.report.name}
     assert "| best trial |" in parent.data.tags["mlflow.note.content"]
     assert parent.data.metrics["test/psnr"] == adapted.outcome.rows[-1].psnr
