@@ -1,4 +1,4 @@
-"""Numbers of a method on the test slices: metrics, and bias of regions and total activity."""
+"""Numbers of a method on the test slices: metrics, bias of regions and activity, lesions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mfdiff_core.data.dataset import SliceSet
+from mfdiff_core.evaluation.lesions import (
+    LesionSummary,
+    null_excesses,
+    score_lesions,
+    summarise_lesions,
+)
 from mfdiff_core.evaluation.metrics import Metrics, evaluate_slices
 from mfdiff_core.evaluation.regions import (
     RegionBias,
@@ -40,6 +46,7 @@ class Score:
         slices: quantitative metrics, slice by slice.
         quantitative, paper: estimate of each metric in either convention of `metrics`.
         regions: bias by region of simulated slices; none where there is no tissue map.
+        lesions: shares of lost and invented lesions; None where there are none to judge.
         activity: total activity over that of the SPET.
     """
 
@@ -49,6 +56,7 @@ class Score:
     paper: Mapping[str, Estimate]
     regions: Mapping[str, MeanBias]
     activity: float
+    lesions: LesionSummary | None
 
 
 def score_slices(restored: Tensor, slices: SliceSet, *, seed: int) -> Score:
@@ -74,7 +82,14 @@ def score_slices(restored: Tensor, slices: SliceSet, *, seed: int) -> Score:
             for name in dict.fromkeys(bias.region for bias in biases)
         },
         activity=activity_ratio(x.numpy() * scale, s.numpy() * scale),
+        lesions=_lesions(x.numpy(), s.numpy(), slices),
     )
+
+
+def _lesions(x: npt.NDArray[Any], s: npt.NDArray[Any], slices: SliceSet) -> LesionSummary | None:
+    maps, people = slices.lesions.numpy(), [info.subject for info in slices.infos]
+    scores = score_lesions(x, s, maps, people)
+    return summarise_lesions(scores, null_excesses(x, s, maps))
 
 
 def subject_regions(restored: Tensor, slices: SliceSet) -> dict[str, list[RegionBias]]:

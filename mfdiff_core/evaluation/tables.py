@@ -1,4 +1,4 @@
-"""Tables of a comparison as Markdown, CSV, LaTeX and plain values, in the manner of the paper.
+"""Tables of a comparison in the manner of the paper, and their page in Markdown.
 
 Mean and standard deviation are over slices, as in Tables 1 to 7; intervals and tests are over
 subjects. The quantitative convention ranks, the paper's stands beside it.
@@ -6,13 +6,11 @@ subjects. The quantitative convention ranks, the paper's stands beside it.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
+from mfdiff_core.evaluation.lesions import INVENTED_ABOVE, LOST_BELOW, NULL_SPREADS
 from mfdiff_core.evaluation.metrics import HIGHER_IS_BETTER, METRICS, definition
 from mfdiff_core.evaluation.scores import Score
 from mfdiff_core.evaluation.statistics import Estimate, PairedDifference, paired_difference
@@ -94,9 +92,6 @@ def ranks(rows: Sequence[TableRow], metric: str) -> dict[str, int]:
     return {row.method: place for place, row in enumerate(ordered, start=1)}
 
 
-# --- Markdown -------------------------------------------------------------------------------
-
-
 def to_markdown(table: Table) -> str:
     """The whole comparison as one page."""
     lines = [f"# {table.title}", ""]
@@ -106,7 +101,7 @@ def to_markdown(table: Table) -> str:
         lines += [*_grid(_second_cells(rows)), ""]
         lines += ["Subject by subject, quantitative PSNR in dB:", ""]
         lines += [*_grid(_subject_cells(rows)), ""]
-        lines += _region_lines(rows)
+        lines += _region_lines(rows) + _lesion_lines(rows)
     lines += _test_lines(table) + _cost_lines(table)
     lines += [f"- {name} is left out: {why}" for name, why in table.left_out.items()]
     lines += [f"- {name}: {value}" for name, value in table.facts.items()]
@@ -126,7 +121,7 @@ def _metric_cells(rows: Sequence[TableRow]) -> list[list[str]]:
     cells = [["Method", "PSNR (dB) ↑", "SSIM ↑", "NMSE ↓"]]
     for row in rows:
         marked = [
-            _marked(_spread(row.score.quantitative[metric], metric), places[metric][row.method])
+            _marked(spread(row.score.quantitative[metric], metric), places[metric][row.method])
             for metric in METRICS
         ]
         cells.append([row.method, *marked])
@@ -137,7 +132,8 @@ def _marked(text: str, place: int) -> str:
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(place, text)
 
 
-def _spread(estimate: Estimate, metric: str) -> str:
+def spread(estimate: Estimate, metric: str) -> str:
+    """Mean and standard deviation over slices, as the paper prints them."""
     digits = DIGITS[metric]
     return f"{estimate.slice_mean:.{digits}f} ± {estimate.slice_std:.{digits}f}"
 
@@ -147,7 +143,7 @@ def _second_cells(rows: Sequence[TableRow]) -> list[list[str]]:
     cells[0] += [f"{m.upper()} (paper)" for m in METRICS]
     for row in rows:
         intervals = [_interval(row.score.quantitative[m], DIGITS[m]) for m in METRICS]
-        cells.append([row.method, *intervals, *(_spread(row.score.paper[m], m) for m in METRICS)])
+        cells.append([row.method, *intervals, *(spread(row.score.paper[m], m) for m in METRICS)])
     return cells
 
 
@@ -172,6 +168,30 @@ def _region_lines(rows: Sequence[TableRow]) -> list[str]:
         biases = [f"{_percent(bias.mean)} / {_percent(bias.maximum)}" for bias in found]
         cells.append([row.method, *biases, _percent(row.score.activity - 1)])
     return ["Bias against the SPET, mean over subjects:", "", *_grid(cells), ""]
+
+
+def _lesion_lines(rows: Sequence[TableRow]) -> list[str]:
+    """The test of Fig. 3: what is lost of the PET's lesions, what the MR's bring in."""
+    cells = [["Method", "contrast recovered", "PET-only lost", "MR-only invented"]]
+    counts = ""
+    for row in rows:
+        found = row.score.lesions
+        if found is None:
+            continue
+        lost, invented = (f"{_plain(100 * x)} %" for x in (found.lost_share, found.invented_share))
+        cells.append([row.method, _plain(found.mean_recovery, 3), lost, invented])
+        counts = f"{found.num_pet_only} lesions in PET only, {found.num_mr_only} in MR only"
+    if len(cells) == 1:
+        return []
+    rule = (
+        f"Lesions ({counts}): lost below {LOST_BELOW:g} of the SPET's contrast, invented beyond"
+        f" {INVENTED_ABOVE:g} of contrast or {NULL_SPREADS:g} times what lesion-free tissue shows."
+    )
+    return [rule, "", *_grid(cells), ""]
+
+
+def _plain(value: float, digits: int = 1) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _percent(share: float) -> str:
@@ -205,104 +225,3 @@ def _cost_lines(table: Table) -> list[str]:
         for method, cost in costs.items()
     ]
     return ["## What each costs", "", *_grid([head, *cells]), ""] if cells else []
-
-
-# --- CSV and LaTeX --------------------------------------------------------------------------
-
-
-def to_csv(table: Table) -> str:
-    """One line per method and setting."""
-    stream = io.StringIO()
-    lines = [_flat(row) for row in table.rows]
-    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return stream.getvalue()
-
-
-def _flat(row: TableRow) -> dict[str, Any]:
-    values: dict[str, Any] = {"setting": row.setting, "method": row.method}
-    for convention in ("quantitative", "paper"):
-        for metric, e in getattr(row.score, convention).items():
-            found = {"mean": e.slice_mean, "sd": e.slice_std, "low": e.low, "high": e.high}
-            values |= {f"{convention}_{metric}_{name}": value for name, value in found.items()}
-    e = row.score.quantitative["psnr"]
-    cost = asdict(row.cost) if row.cost else dict.fromkeys(Cost.__dataclass_fields__, "")
-    counts = {"subjects": e.num_subjects, "slices": e.num_slices}
-    return values | counts | {"activity": row.score.activity} | cost
-
-
-def to_latex(table: Table) -> str:
-    """A `tabular` per setting with the quantitative metrics, the best bold, the second underlined.
-
-    Needs no package; headings are comments.
-    """
-    lines: list[str] = [f"% {table.title}"]
-    for setting, rows in table.settings().items():
-        lines += [f"% {setting}", r"\begin{tabular}{lccc}", r"\hline"]
-        lines += [
-            r"Method & PSNR (dB) $\uparrow$ & SSIM $\uparrow$ & NMSE $\downarrow$ \\",
-            r"\hline",
-        ]
-        for row in rows:
-            cells = [_latex_cell(rows, row, metric) for metric in METRICS]
-            lines.append(" & ".join([_escaped(row.method), *cells]) + r" \\")
-        lines += [r"\hline", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_cell(rows: Sequence[TableRow], row: TableRow, metric: str) -> str:
-    text = _spread(row.score.quantitative[metric], metric).replace("±", r"$\pm$")
-    place = ranks(rows, metric)[row.method]
-    return {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(place, text)
-
-
-def _escaped(text: str) -> str:
-    for sign in "&%#_":
-        text = text.replace(sign, rf"\{sign}")
-    return text
-
-
-# --- JSON -----------------------------------------------------------------------------------
-
-
-def to_values(table: Table) -> dict[str, Any]:
-    """All numbers, ready for JSON; what is not a number is null."""
-    tests = [
-        {"setting": setting, "against": method, **asdict(result)}
-        for (setting, method), result in paired(table).items()
-    ]
-    values = {
-        "name": table.name,
-        "title": table.title,
-        "rows": [_row_values(row) for row in table.rows],
-        "paired": tests,
-        "left_out": dict(table.left_out),
-        "facts": dict(table.facts),
-        "definitions": {"quantitative": definition(), "paper": definition("paper")},
-    }
-    plain: dict[str, Any] = _without_nan(values)
-    return plain
-
-
-def _row_values(row: TableRow) -> dict[str, Any]:
-    score = row.score
-    return {
-        "method": row.method,
-        "setting": row.setting,
-        "quantitative": {m: asdict(e) for m, e in score.quantitative.items()},
-        "paper": {m: asdict(e) for m, e in score.paper.items()},
-        "slices": [r._asdict() for r in score.slices.rows()],
-        "subjects": list(score.subjects),
-        "regions": {name: asdict(bias) for name, bias in score.regions.items()},
-        "activity": score.activity,
-        "cost": asdict(row.cost) if row.cost else None,
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -92,8 +92,8 @@ def compare_models(models: Mapping[str, Bundle], test: SliceSet, out: Path) -> C
         raise ConfigError("a comparison takes two different models")
     size = int(test.x_s.shape[-1])
     for name, bundle in models.items():
-        if bundle.config.network.image_size != size:
-            made_for = bundle.config.network.image_size
+        if bundle.config.image_size != size:
+            made_for = bundle.config.image_size
             raise ConfigError(f"{name} takes {made_for} pixels, these slices have {size}")
     images = {"LPET": test.x_p[:, 0].numpy()}
     images |= {name: measure.restore_test(bundle, test) for name, bundle in models.items()}

@@ -82,7 +82,7 @@ def write_mlflow_model(bundle_dir: Path, folder: Path) -> None:
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     bundle = load_bundle(bundle_dir)
-    size, provenance = bundle.config.network.image_size, bundle.provenance
+    size, provenance = bundle.config.image_size, bundle.provenance
     shape, kind = (-1, size, size), np.dtype("float32")
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     mlflow.pyfunc.save_model(

@@ -30,6 +30,10 @@ class Workspace:
         """Folder of one study: config, ledger, trials and report."""
         return self.root / "studies" / check_name("study", name)
 
+    def comparison(self, name: str) -> Path:
+        """Folder of one comparison, or of what comparisons share."""
+        return self.root / "comparisons" / check_name("comparison", name)
+
     def picture(self, name: str) -> Path:
         """A picture made for the user."""
         return self.root / "pictures" / name

@@ -38,6 +38,10 @@ FLAGS = {
         *["--sampler", "--scheduler", "--with-single-stage", "--gpus-per-trial", "--concurrent"],
         *["--precision", *HOW],
     ],
+    "compare": [
+        *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],
+        *["--adapt-iterations", "--batch-size", "--samples", "--test-slices", "--set", *HOW],
+    ],
     "restore": ["--model", "--pet", "--mr", "--out", "--overwrite", *HOW],
     "model list": WHERE,
     "model show": ["reference", *WHERE],

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mfdiff_core.bundle import Bundle, load_bundle, save_bundle
+from mfdiff_core.config import one_of, to_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import build_model, preset
+from mfdiff_core.model import AnyModelConfig, build_model, preset
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.plan import StudyPlan, newest_pretraining, plan_study
 from mfdiff_platform.pretrain import check_image_size
@@ -23,7 +24,7 @@ from tests.comparison.toy_systems import thin_config
 @pytest.fixture
 def regression(tmp_path: Path, pretrained: Bundle) -> Bundle:
     """An M-UNet that calls itself pretrained."""
-    config = thin_config("m-unet")
+    config = one_of(AnyModelConfig, to_dict(thin_config("m-unet")))
     weights = build_model(config, 0).state_dict()
     return save_bundle(tmp_path / "m-unet", config, weights, pretrained.provenance)
 

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfdiff_core.bundle import Provenance, load_bundle, save_bundle
+from mfdiff_core.config import one_of, to_dict
 from mfdiff_core.data.batches import Batch, BatchStream
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import ComparisonModel, RestorationModel, build_model
+from mfdiff_core.model import AnyModelConfig, ComparisonModel, RestorationModel, build_model
 from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
@@ -33,7 +34,8 @@ def batches(dataset: Dataset) -> BatchStream:
 
 
 def fresh(name: str) -> ComparisonModel:
-    model = build_model(thin_config(name, **DROPPING.get(name, {})), seed=0)
+    config = thin_config(name, **DROPPING.get(name, {}))
+    model = build_model(one_of(AnyModelConfig, to_dict(config)), seed=0)
     assert isinstance(model, ComparisonModel)
     return model
 

@@ -18,6 +18,7 @@ VERBS = {
     "pretrain": "train on phantoms (external stage)",
     "adapt": "search for a site's best recipe (internal stage)",
     "study": "export and import a study, free disk",
+    "compare": "compare models: the paper's tables, or one's own",
     "restore": "restore a scan with a trained model",
     "model": "compare, promote and roll back registered site models",
     "search-space": "print a search space, resolved",

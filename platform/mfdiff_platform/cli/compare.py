@@ -1,0 +1,121 @@
+"""`mfdiff-platform compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mfdiff_platform.cli.common import (
+    common,
+    open_store,
+    parse_settings,
+    print_result,
+    seed_option,
+    settings_option,
+)
+
+TABLES = tuple(f"table{number}" for number in range(1, 8))
+Folder = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command("compare")
+@click.argument("table", type=click.Choice(TABLES), required=False)
+@click.option(
+    "--models",
+    metavar="A,B",
+    help="Models of your choice instead of a table: mfdiff, m-unet, ea-gan, hi-net, cncl, csrd,"
+    " unet, munet, gmunet, dmunet, cmunet.",
+)
+@click.option("--domain", help="With --models: where to compare.  [default: phantom]")
+@click.option("--data", type=Folder, help="Its dataset folder.  [default: WORKSPACE/data/DOMAIN]")
+@click.option(
+    "--phantom",
+    type=Folder,
+    help="Dataset of the external stage.  [default: WORKSPACE/data/phantom]",
+)
+@click.option(
+    "--preset", default="small", show_default=True, help="tiny, quick, small, base or paper."
+)
+@click.option("--iterations", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--adapt-iterations",
+    type=click.IntRange(min=1),
+    help="Of the internal stage.  [default: two fifths of --iterations, as in the paper]",
+)
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--samples",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Samples of the rows that take a mean; 1 leaves these rows out.",
+)
+@click.option(
+    "--test-slices",
+    type=click.IntRange(min=1),
+    help="At most so many test slices of each setting, evenly spread.  [default: all]",
+)
+@settings_option
+@seed_option
+@common
+def command(
+    table: str | None,
+    models: str | None,
+    domain: str | None,
+    data: Path | None,
+    phantom: Path | None,
+    preset: str,
+    iterations: int,
+    adapt_iterations: int | None,
+    batch_size: int,
+    samples: int,
+    test_slices: int | None,
+    settings: tuple[str, ...],
+    seed: int,
+    workspace: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare models on test subjects: the paper's Tables 1 to 7, or models of your choice.
+
+    Every row is trained with the same data, iterations, learning rate and batch size. What is
+    trained or restored already is taken as it is, so the same command again resumes. Written are
+    table.md, .csv, .tex and .json and figures. Settings are those of a recipe, such as lr,
+    schedule, warmup or ema.
+
+    \b
+    Examples:
+      mfdiff-platform compare table1 --preset small --iterations 1000
+      mfdiff-platform compare table2 --preset base --iterations 50000
+      mfdiff-platform compare --models mfdiff,m-unet --domain leeds --set lr=5e-4
+    """
+    if (table is None) == (models is None):
+        raise click.UsageError("give either a table, such as table1, or --models A,B")
+    if table is not None and domain is not None:
+        raise click.UsageError("--domain goes with --models; a table has its own")
+    from mfdiff_core.config import override
+    from mfdiff_core.networks.presets import NETWORK_PRESETS
+    from mfdiff_platform import compare_plan
+    from mfdiff_platform.compare import compare
+    from mfdiff_platform.workspace import open_workspace
+
+    if preset not in NETWORK_PRESETS:
+        raise click.UsageError(f"--preset must be one of {', '.join(NETWORK_PRESETS)}")
+    chosen = (
+        compare_plan.own((models or "").split(","), domain or compare_plan.PHANTOM, samples)
+        if table is None
+        else compare_plan.table(table, samples)
+    )
+    recipe = compare_plan.default_recipe(preset, iterations, batch_size)
+    scale = compare_plan.CompareScale(
+        size=preset,
+        recipe=override(recipe, parse_settings(settings)),
+        adapt_iterations=adapt_iterations or max(1, 2 * iterations // 5),
+        samples=samples,
+        test_slices=test_slices,
+        seed=seed,
+    )
+    place = open_workspace(workspace)
+    done = compare(place, open_store(place), chosen, scale, data=data, phantom=phantom)
+    values = {"folder": str(done.folder), "table": str(done.folder / "table.json")}
+    print_result(values, f"{done.markdown}\n{done.folder}", as_json)

@@ -1,0 +1,217 @@
+"""What a comparison consists of: the rows of the paper's tables, and those of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mfdiff_core.comparison.csrd import CSRDConfig
+from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.errors import ConfigError
+from mfdiff_core.model import MODELS, AnyModelConfig, ModelConfig, preset
+from mfdiff_core.networks.presets import network_preset
+from mfdiff_core.training.strategies import Recipe, Strategy
+
+PHANTOM = "phantom"
+LABELS = {
+    **{"m-unet": "M-UNet", "fb-sem": "FB-SEM", "ea-gan": "EA-GAN", "hi-net": "Hi-Net"},
+    **{"cncl": "CNCL", "csrd": "CSRD", "unet": "UNet", "munet": "MUNet", "gmunet": "GMUNet"},
+    **{"dmunet": "DMUNet", "cmunet": "CMUNet", "mfdiff": "MFdiff"},
+}
+RIVALS = ("m-unet", "fb-sem", "ea-gan", "hi-net", "cncl", "csrd")
+LADDER = ("unet", "munet", "gmunet", "dmunet", "cmunet")
+NO_SINOGRAMS = "it reconstructs from measured sinograms, which datasets of slices do not carry"
+MEAN_EVALUATIONS = 20
+"""Evaluations per sample where K samples of the paper's thousand steps would take hours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row: a trained model, and how it restores.
+
+    Attributes:
+        label: as the table has it.
+        system: a name of `MODELS`.
+        strategy: stages of its training; on phantoms all mean the external stage alone.
+        as_in_paper: MFdiff predicting eps in 1000 ancestral steps, instead of our default.
+        mean_of: K, samples whose mean is taken.
+    """
+
+    label: str
+    system: str
+    strategy: Strategy = "two_stage"
+    as_in_paper: bool = False
+    mean_of: int = 1
+
+    def config(self, size: str) -> AnyModelConfig:
+        """What is trained, at the size of preset ``size``."""
+        if self.system != "mfdiff":
+            return preset(size, self.system)
+        return replace(
+            preset("paper" if self.as_in_paper else "base"), network=network_preset(size)
+        )
+
+    def restoring(self, size: str) -> AnyModelConfig:
+        """The same weights as this row restores with them."""
+        config, k = self.config(size), self.mean_of
+        if k > 1 and isinstance(config, CSRDConfig):
+            return replace(config, num_samples=k)
+        if k > 1 and isinstance(config, ModelConfig):
+            return replace(config, sampler=_mean_sampler(config.sampler, k))
+        return config
+
+
+def _mean_sampler(sampler: SamplerConfig, k: int) -> SamplerConfig:
+    if sampler.num_evaluations <= MEAN_EVALUATIONS:
+        return replace(sampler, num_samples=k)
+    return SamplerConfig(name="dpmpp2m", num_evaluations=MEAN_EVALUATIONS, num_samples=k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rows and where they are compared.
+
+    Attributes:
+        name: of its folder.
+        title: of its table.
+        domain: whose test subjects decide.
+        methods: in the order shown; the last is what the others are tested against.
+        setting: only slices of this setting count.
+        left_out: reason by method.
+    """
+
+    name: str
+    title: str
+    domain: str
+    methods: tuple[Method, ...]
+    setting: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareScale:
+    """How much is trained; the same for every row.
+
+    Attributes:
+        size: preset of all networks.
+        recipe: of the external stage; the internal one differs in its iterations alone.
+        adapt_iterations: of the internal stage.
+        samples: K of the rows that take a mean; 1 leaves them out.
+        test_slices: at most so many of each setting, evenly spread; None takes all.
+        seed: keys everything.
+    """
+
+    size: str = "small"
+    recipe: Recipe
+    adapt_iterations: int
+    samples: int = 8
+    test_slices: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.adapt_iterations, self.samples) < 1:
+            raise ValueError(
+                "adapt_iterations and samples must be at least 1, got"
+                f" {self.adapt_iterations=}, {self.samples=}"
+            )
+        if self.test_slices is not None and self.test_slices < 1:
+            raise ValueError(f"test_slices must be at least 1, got {self.test_slices=}")
+
+
+def default_recipe(size: str, iterations: int, batch_size: int) -> Recipe:
+    """The paper's training at its sizes; for the small ones a rate that pays within minutes."""
+    shared = Recipe(
+        strategy="internal", iterations=iterations, batch_size=batch_size, augment="flip"
+    )
+    if size in ("base", "paper"):
+        return shared
+    return replace(shared, lr=1e-3, warmup=iterations // 20, schedule="cosine", ema=0.995)
+
+
+def table(name: str, samples: int) -> Comparison:
+    """One of the paper's Tables 1 to 7.
+
+    Raises:
+        ConfigError: no such table.
+    """
+    if name in _RESTORATION:
+        domain, title = _RESTORATION[name]
+        return _restoration(name, title, domain, (*RIVALS, "mfdiff"), samples)
+    if name == "table5":
+        title = "Table 5: ablation on phantoms"
+        return _restoration(name, title, PHANTOM, (*LADDER, "mfdiff"), samples)
+    if name == "table6":
+        arms: tuple[Strategy, ...] = ("external", "internal", "two_stage")
+        methods = tuple(_staged("mfdiff", strategy) for strategy in arms)
+        title = "Table 6: external and internal stage, ood1"
+        return Comparison(name=name, title=title, domain="ood1", methods=methods)
+    if name == "table7":
+        methods = tuple(
+            _staged(system, strategy)
+            for system in ("csrd", "mfdiff")
+            for strategy in ("single_stage", "two_stage")
+        )
+        title = "Table 7: one stage on mixed slices against two, ood1 at 2 min"
+        return Comparison(name=name, title=title, domain="ood1", methods=methods, setting="2min")
+    raise ConfigError(f"unknown table {name!r}; there are table1 to table7")
+
+
+_RESTORATION = {
+    "table1": (PHANTOM, "Table 1: phantoms"),
+    "table2": ("ood1", "Table 2: ood1, imaging time"),
+    "table3": ("ood2", "Table 3: ood2, injected dose"),
+    "table4": ("ood3", "Table 4: ood3, administration"),
+}
+_STAGES: dict[Strategy, str] = {
+    "external": "external only",
+    "internal": "internal only",
+    "single_stage": "single stage",
+    "two_stage": "external + internal",
+}
+
+
+def own(models: Sequence[str], domain: str, samples: int) -> Comparison:
+    """Models of one's choice on a domain of one's own.
+
+    Raises:
+        ConfigError: an unknown model, none, or one that cannot be trained on slices.
+    """
+    for model in models:
+        if model not in MODELS:
+            raise ConfigError(f"unknown model {model!r}; valid models are {', '.join(MODELS)}")
+    chosen = tuple(dict.fromkeys(models))
+    if set(chosen) <= {"fb-sem"}:
+        raise ConfigError(f"nothing to compare: give --models other than fb-sem ({NO_SINOGRAMS})")
+    name = f"{domain}-{'-'.join(chosen)}"
+    return _restoration(name, f"Comparison on {domain}", domain, chosen, samples)
+
+
+def _restoration(
+    name: str, title: str, domain: str, systems: Sequence[str], samples: int
+) -> Comparison:
+    methods = [row for system in systems if system != "fb-sem" for row in _rows(system, samples)]
+    left_out = {LABELS["fb-sem"]: NO_SINOGRAMS} if "fb-sem" in systems else {}
+    return Comparison(
+        name=name, title=title, domain=domain, methods=tuple(methods), left_out=left_out
+    )
+
+
+def _rows(system: str, samples: int) -> list[Method]:
+    """A system's rows: diffusion models have one for a sample and one for a mean of samples."""
+    label = LABELS[system]
+    rows = [Method(label=label, system=system)]
+    if system == "mfdiff":
+        paper = f"{label} as in the paper"
+        rows.insert(0, Method(label=paper, system=system, as_in_paper=True))
+    if system not in ("mfdiff", "csrd") or samples == 1:
+        return rows
+    return [
+        variant
+        for row in rows
+        for variant in (replace(row, label=f"{row.label}, mean of {samples}", mean_of=samples), row)
+    ]
+
+
+def _staged(system: str, strategy: Strategy) -> Method:
+    label = f"{LABELS[system]}, {_STAGES[strategy]}"
+    return Method(label=label, system=system, strategy=strategy)

@@ -1,0 +1,128 @@
+"""The test slices as each row of a comparison restores them, kept for the next comparison."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import mfdiff_core
+from mfdiff_core.bundle import Bundle
+from mfdiff_core.config import to_dict
+from mfdiff_core.data.dataset import Dataset, SliceSet
+from mfdiff_core.evaluation.baselines import best_gaussian, best_non_local_means
+from mfdiff_core.files import atomic_path, read_json, sha256_text, write_json
+from mfdiff_core.model import RestorationModel, build_model
+from mfdiff_core.tensors import load_tensors, save_tensors
+from mfdiff_platform.compare_plan import CompareScale, Method
+from mfdiff_platform.compare_training import evenly, repeatable
+from mfdiff_platform.progress import task
+
+TENSORS, FACTS = "restored.safetensors", "facts.json"
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """Restored test slices [N, 1, H, W], seconds and network evaluations of each."""
+
+    x_s: torch.Tensor
+    slice_s: float = 0.0
+    evaluations: int = 0
+
+
+def filtered(
+    domain: Dataset, test: SliceSet, setting: str | None
+) -> tuple[dict[str, Restoration], dict[str, str]]:
+    """What a clinic has today: the LPET, and two filters tuned on validation subjects.
+
+    Returns:
+        Filtered test slices by row, and how the filters were chosen.
+    """
+    held_out = evenly(domain.part("validation", setting), 2 * BATCH_SIZE)
+    x_p, x_s = held_out.x_p[:, 0].numpy(), held_out.x_s[:, 0].numpy()
+    voxel_mm, noisy = test.infos[0].voxel_mm, test.x_p[:, 0].numpy()
+    with task("Tuning the filters on validation subjects", 1):
+        gaussian = best_gaussian(x_p, x_s, voxel_mm)
+        means = best_non_local_means(x_p, x_s)
+    images = {
+        "LPET": noisy,
+        "LPET, Gaussian": gaussian.apply(noisy, voxel_mm),
+        "LPET, non-local means": means.apply(noisy),
+    }
+    notes = {
+        "Gaussian filter": f"{gaussian.fwhm_mm:g} mm, tuned on {len(held_out)} validation slices",
+        "non-local means": f"strength {means.strength:g}, tuned on the same",
+    }
+    restored = {n: Restoration(torch.from_numpy(x)[:, None]) for n, x in images.items()}
+    return restored, notes
+
+
+def restored_by(
+    method: Method,
+    bundle: Bundle,
+    test: SliceSet,
+    dataset: Dataset,
+    scale: CompareScale,
+    kept: Path,
+) -> Restoration:
+    """The test slices by one row, from an earlier comparison if it did the same.
+
+    Args:
+        method: how the weights restore.
+        bundle: the weights.
+        test: the slices.
+        dataset: whose they are.
+        scale: size and seed.
+        kept: folder of all that was ever restored.
+    """
+    config = method.restoring(scale.size)
+    what = {
+        "weights": bundle.provenance.sha256,
+        "config": to_dict(config),
+        "data": dataset.manifest.fingerprint,
+        "slices": [info.key for info in test.infos],
+        "seed": scale.seed,
+        "code": mfdiff_core.__version__,
+    }
+    folder = kept / sha256_text(json.dumps(what, sort_keys=True))[:24]
+    if not folder.is_dir():
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = build_model(config, scale.seed)
+        model.load_state_dict(bundle.weights())
+        model.to(device).eval()
+        with repeatable(), task(f"Restoring by {method.label}", len(test)) as shown:
+            done = _restore(model, test, scale.seed, shown.update)
+        with atomic_path(folder) as temporary:
+            temporary.mkdir(parents=True)
+            save_tensors(temporary / TENSORS, {"x_s": done.x_s})
+            facts = {"slice_s": done.slice_s, "evaluations": done.evaluations}
+            write_json(temporary / FACTS, facts)
+    facts = read_json(folder / FACTS)
+    x_s = load_tensors(folder / TENSORS)["x_s"]
+    return Restoration(x_s, facts["slice_s"], int(facts["evaluations"]))
+
+
+def _restore(
+    model: RestorationModel, slices: SliceSet, seed: int, show: Callable[[int], None]
+) -> Restoration:
+    """Restore ``slices`` by batches, and time it."""
+    device = next(model.parameters()).device
+    evaluations = [0]
+    parts: list[torch.Tensor] = []
+    started = time.monotonic()
+    for start in range(0, len(slices), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        keys = [info.key for info in slices.infos[rows]]
+        images = (slices.x_p[rows].to(device), slices.x_m[rows].to(device))
+        done = model.restore(
+            *images, keys, seed=seed, on_step=lambda _, total: evaluations.append(total)
+        )
+        parts.append(done.x_s.cpu())
+        show(min(start + BATCH_SIZE, len(slices)))
+    slice_s = (time.monotonic() - started) / len(slices)
+    return Restoration(torch.cat(parts), slice_s, evaluations[-1])

@@ -1,0 +1,215 @@
+"""Training of the models that a comparison needs: each once, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import mfdiff_core
+from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
+from mfdiff_core.config import to_dict
+from mfdiff_core.data.batches import BatchStream
+from mfdiff_core.data.dataset import Dataset, SliceSet
+from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.errors import TrainingError
+from mfdiff_core.evaluation.validation import evaluate_model
+from mfdiff_core.files import read_json, sha256_text, write_json
+from mfdiff_core.model import AnyModelConfig, ModelConfig, RestorationModel, build_model
+from mfdiff_core.training.loop import Event, Snapshot, TrainConfig, Validated, train
+from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.strategies import Recipe, start
+from mfdiff_platform.context import LocalContext
+from mfdiff_platform.pretrain import check_image_size
+from mfdiff_platform.progress import Task, task
+
+BUNDLE, CLOCK, DESCRIPTION = "bundle", "clock.json", "arm.json"
+VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 4, 16, 8
+FAST = SamplerConfig(name="dpmpp2m", num_evaluations=10)
+"""Validates what would take its own sampler many more evaluations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One training.
+
+    Attributes:
+        label: for people.
+        model: what is trained.
+        recipe: how.
+        data: slices of its domain.
+        phantom: slices of the external stage, where the recipe mixes them in.
+        parent: the external stage it starts from.
+        seed: keys everything.
+    """
+
+    label: str
+    model: AnyModelConfig
+    recipe: Recipe
+    data: Dataset
+    phantom: Dataset | None = None
+    parent: Arm | None = None
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that decides the weights."""
+        return {
+            "model": to_dict(self.model),
+            "recipe": to_dict(self.recipe),
+            "data": self.data.manifest.fingerprint,
+            "split": to_dict(self.data.split),
+            "phantom": self.phantom.manifest.fingerprint if self.phantom else "",
+            "parent": self.parent.fingerprint if self.parent else "",
+            "seed": self.seed,
+            "code": mfdiff_core.__version__,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for trainings that end with the same weights."""
+        return sha256_text(json.dumps(self.describe(), sort_keys=True))
+
+    def folder(self, models: Path) -> Path:
+        """Its place below a folder of models."""
+        return models / f"{self.model.system}-{self.fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A bundle, and what its stages took in all."""
+
+    bundle: Bundle
+    iterations: int
+    training_s: float
+
+
+def trained(arm: Arm, models: Path) -> Trained:
+    """The arm's bundle, trained if it is not there, and resumed if it was begun.
+
+    Raises:
+        ConfigError: slices and network are of different size.
+        TrainingError: the training diverged or ran out of memory.
+    """
+    parent = trained(arm.parent, models) if arm.parent else None
+    folder = arm.folder(models)
+    if not (folder / BUNDLE).is_dir():
+        check_image_size(arm.data, arm.model)
+        write_json(folder / DESCRIPTION, arm.describe())
+        with repeatable(), task(f"Training {arm.label}", arm.recipe.iterations) as shown:
+            _train(arm, folder, parent.bundle if parent else None, shown)
+    spent = read_json(folder / CLOCK)["training_s"]
+    before = (parent.iterations, parent.training_s) if parent else (0, 0.0)
+    iterations = before[0] + arm.recipe.iterations
+    return Trained(load_bundle(folder / BUNDLE), iterations, before[1] + spent)
+
+
+def _train(arm: Arm, folder: Path, parent: Bundle | None, shown: Task) -> None:
+    context = LocalContext(folder)
+    model = build_model(arm.model, arm.seed).to(context.device)
+    model.set_layout("channels_last")
+    state = start(model, arm.recipe, parent.weights() if parent else None)
+    context.resume(state)
+    clock = _Clock(folder, state.step)
+    for event in _events(arm, state, context.device):
+        shown.update(state.step)
+        if isinstance(event, Snapshot):
+            context.checkpoint(state)
+            clock.save()
+        elif isinstance(event, Validated):
+            shown.update(state.step, f"validation {event.metrics['psnr']:.2f} dB")
+    if not state.best_weights:
+        raise TrainingError(
+            f"{arm.label}: no validation gave a finite PSNR; lower the learning rate (--set lr=...)"
+        )
+    save_bundle(folder / BUNDLE, arm.model, state.best_weights, _provenance(arm, state, parent))
+
+
+def _events(arm: Arm, state: TrainState, device: torch.device) -> Iterator[Event]:
+    held_out = evenly(arm.data.part("validation"), VALIDATION_SLICES)
+    fast = isinstance(arm.model, ModelConfig) and arm.model.sampler.num_evaluations > (
+        FAST.num_evaluations
+    )
+
+    def validate(model: RestorationModel) -> dict[str, float]:
+        sampler = FAST if fast else None
+        return {"psnr": evaluate_model(model, held_out, sampler=sampler).mean().psnr}
+
+    iterations = arm.recipe.iterations
+    config = TrainConfig(
+        iterations=iterations,
+        optim=arm.recipe.optim(),
+        seed=arm.seed,
+        validate_every=max(1, iterations // VALIDATIONS),
+        snapshot_every=max(1, iterations // CHECKPOINTS),
+    )
+    return train(state, _stream(arm, device), config, validate=validate)
+
+
+def _stream(arm: Arm, device: torch.device) -> BatchStream:
+    """Slices of the domain; in single-stage training phantoms too, each slice as often."""
+    own = arm.data.part("train").resident(device)
+    recipe, phantom, share = arm.recipe, None, 0.0
+    if arm.phantom is not None:
+        phantom = arm.phantom.part("train").resident(own.x_p.device)
+        share = recipe.replay or len(phantom) / (len(phantom) + len(own))
+    return BatchStream(own, recipe.batch_size, arm.seed, recipe.augment, phantom, share, device)
+
+
+def _provenance(arm: Arm, state: TrainState, parent: Bundle | None) -> Provenance:
+    return Provenance(
+        domain=arm.data.manifest.domain,
+        strategy=arm.recipe.strategy,
+        iterations=arm.recipe.iterations,
+        seed=arm.seed,
+        data=arm.data.manifest.fingerprint,
+        voxel_mm=arm.data.shards[0].infos[0].voxel_mm,
+        parent=parent.provenance.sha256 if parent else "",
+        recipe=to_dict(arm.recipe),
+        metrics={"psnr": state.best},
+    )
+
+
+class _Clock:
+    """Wall time of a training up to its last checkpoint, over all its resumptions."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / CLOCK
+        resumed = step > 0 and self._path.is_file()
+        self._before = read_json(self._path)["training_s"] if resumed else 0.0
+        self._started = time.monotonic()
+
+    def save(self) -> None:
+        """Note what has passed until now."""
+        spent = self._before + time.monotonic() - self._started
+        write_json(self._path, {"training_s": spent})
+
+
+def evenly(slices: SliceSet, count: int | None) -> SliceSet:
+    """At most ``count`` slices of each setting, evenly spread; None keeps all."""
+    if count is None:
+        return slices
+    chosen: set[int] = set()
+    for setting in dict.fromkeys(info.setting for info in slices.infos):
+        rows = [row for row, info in enumerate(slices.infos) if info.setting == setting]
+        places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        chosen |= {rows[place] for place in places}
+    row = iter(range(len(slices)))
+    return slices.select(lambda _: next(row) in chosen)
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Kernels that give the same result every time, where there are such."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
