@@ -201,7 +201,7 @@ def _rows(system: str, samples: int) -> list[Method]:
     label = LABELS[system]
     rows = [Method(label=label, system=system)]
     if system == "mfdiff":
-        paper = f"{label} as in the paper"
+        paper = f"{label} (paper)"
         rows.insert(0, Method(label=paper, system=system, as_in_paper=True))
     if system not in ("mfdiff", "csrd") or samples == 1:
         return rows

@@ -116,14 +116,14 @@ def test_command_writes_every_form_of_the_table_with_its_definitions(
     page = (folder / "table.md").read_text()
     labels = ["LPET", "LPET, Gaussian", "LPET, non-local means"]
     labels += [
-        f"MFdiff{as_in}{k}" for as_in in (" as in the paper", "") for k in (", mean of 2", "")
+        f"MFdiff{as_in}{k}" for as_in in (" (paper)", "") for k in (", mean of 2", "")
     ]
     labels += ["CSRD, mean of 2", "CSRD"]
     with (folder / "table.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["method"] for row in rows if row["setting"] == "ld"] == labels
     evaluations = {row["method"]: row["evaluations"] for row in rows}
-    assert evaluations["MFdiff as in the paper"] == "1000"
+    assert evaluations["MFdiff (paper)"] == "1000"
     assert evaluations["MFdiff, mean of 2"] == "4"
     assert evaluations["CSRD, mean of 2"] == "70"
     assert "FB-SEM is left out: it reconstructs from measured sinograms" in page
