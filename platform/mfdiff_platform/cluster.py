@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from typing import Any
 import mfdiff_core
 import mfdiff_platform
 from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.progress import say
 
 KNOCK_S = 5.0
+JUST_ENDING_S, LOOK_S, TELL_S = 5.0, 0.5, 30.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,6 +45,10 @@ class Resources:
     cpus: float = 0
     gpus: float = 0
 
+    def holds(self, need: Resources) -> bool:
+        """Whether ``need`` fits."""
+        return need.cpus <= self.cpus and need.gpus <= self.gpus
+
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
         return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}{gpus}"
@@ -61,6 +68,14 @@ class Cluster:
         have = ray.cluster_resources()
         return Resources(cpus=have.get("CPU", 0), gpus=have.get("GPU", 0))
 
+    @property
+    def free(self) -> Resources:
+        """What nobody uses."""
+        import ray
+
+        free = ray.available_resources()
+        return Resources(cpus=free.get("CPU", 0), gpus=free.get("GPU", 0))
+
     def require(self, need: Resources, purpose: str, instead: str) -> None:
         """Fail at once where Ray would wait for ever.
 
@@ -68,8 +83,55 @@ class Cluster:
             ResourceError: the cluster is too small; says what it has and what to type instead.
         """
         have = self.total
-        if need.cpus > have.cpus or need.gpus > have.gpus:
+        if not have.holds(need):
             raise ResourceError(f"{purpose} needs {need}, this cluster has {have}; {instead}")
+
+    def obtain(self, need: Resources, purpose: str, instead: str, *, wait: bool) -> None:
+        """See that ``need`` is there and free, or wait for it.
+
+        With ``wait`` a cluster that can grow is asked to; without, only work that is just ending
+        is waited for.
+
+        Raises:
+            ResourceError: the cluster is too small, or others use it.
+        """
+        if not wait:
+            self.require(need, purpose, instead)
+        elif not self.total.holds(need):
+            _ask_to_grow(need)
+        until, told = time.monotonic() + JUST_ENDING_S, 0.0
+        while not self.free.holds(need):
+            if not wait and time.monotonic() > until:
+                raise ResourceError(
+                    f"{purpose} needs {need}, of {self.total} only {self.free} are free; wait for"
+                    f" them with --wait, or {instead}"
+                )
+            if wait and time.monotonic() >= told:
+                told = time.monotonic() + TELL_S
+                say(f"Waiting: {purpose} needs {need}, {self.free} of {self.total} are free.")
+            time.sleep(LOOK_S)
+
+
+def is_addressed() -> bool:
+    """Whether commands use a cluster that already runs, rather than this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def machine() -> Resources:
+    """What a cluster started on this machine would have, counted without starting one."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    return Resources(cpus=int(get_num_cpus()), gpus=torch.cuda.device_count())
+
+
+def _ask_to_grow(need: Resources) -> None:
+    """Ask the autoscaler, where there is one, for nodes that ``need`` fits on."""
+    from ray.autoscaler.sdk import request_resources
+
+    gpus = int(need.gpus)
+    one = {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
+    request_resources(bundles=[one] * (gpus or int(need.cpus)))
 
 
 def package_roots() -> list[str]:
@@ -79,13 +141,16 @@ def package_roots() -> list[str]:
 
 
 @contextmanager
-def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
+def connect(
+    *, cpus: int | None = None, gpus: int | None = None, purpose: str = ""
+) -> Iterator[Cluster]:
     """Join the cluster of ``RAY_ADDRESS``, or start one on this machine for the block.
 
     A block inside another shares its cluster.
 
     Args:
         cpus, gpus: logical resources of a cluster started here; None counts the machine's.
+        purpose: what the dashboard's list of jobs says this is.
 
     Raises:
         ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
@@ -97,23 +162,28 @@ def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Clu
     if ray.is_initialized():
         yield Cluster(_dashboard_url())
         return
-    _start(cpus, gpus)
+    _start(cpus, gpus, purpose)
     try:
         yield Cluster(_dashboard_url())
     finally:
         ray.shutdown()
 
 
-def _start(cpus: int | None, gpus: int | None) -> None:
+def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     import ray
+    from ray.job_config import JobConfig
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address != "local":
+    quiet = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "job_config": JobConfig(metadata={"purpose": purpose} if purpose else {}),
+    }
+    if is_addressed():
+        address = os.environ["RAY_ADDRESS"]
         try:
             _knock(address)
             ray.init(address=address, **quiet)
-        except (OSError, RuntimeError) as fault:
+        except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
             raise ResourceError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({fault}); start it, or unset"
                 " RAY_ADDRESS to use this machine"

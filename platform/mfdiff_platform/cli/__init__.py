@@ -21,6 +21,8 @@ VERBS = {
     "model": "list and show registered site models",
     "search-space": "print a search space, resolved",
     "ui": "open MLflow on the workspace",
+    "cluster": "see what the nodes of a Ray cluster have",
+    "dashboard": "find Ray's dashboard",
 }
 """Verb to its line in the overview; kept here so that the overview loads none of them."""
 
@@ -90,13 +92,18 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Exit code of the command line ``arguments``."""
     from mfdiff_core.errors import MfdiffError
+    from mfdiff_platform.interrupt import Terminated, sigterm_raises
 
     try:
-        result = cli.main(arguments, prog_name="mfdiff-platform", standalone_mode=False)
+        with sigterm_raises():
+            result = cli.main(arguments, prog_name="mfdiff-platform", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as fault:
         fault.show()
         return fault.exit_code
+    except Terminated:
+        click.echo("Terminated; the same command goes on where it stopped.", err=True)
+        return 143
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; the same command goes on where it stopped.", err=True)
         return 130
