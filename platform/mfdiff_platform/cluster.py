@@ -112,6 +112,25 @@ class Cluster:
             time.sleep(LOOK_S)
 
 
+def prepare_environment(*, joining: bool) -> None:
+    """Set what Ray reads when it is imported; what the user has set stays.
+
+    Args:
+        joining: whether a running cluster is going to be used.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if joining and token_file().is_file():
+        # Clients of a running cluster leave the token unused unless they are told.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def is_connected() -> bool:
+    """Whether this process uses a cluster already; imports no Ray to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def is_addressed() -> bool:
     """Whether commands use a cluster that already runs, rather than this machine."""
     return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
@@ -155,8 +174,7 @@ def connect(
     Raises:
         ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare_environment(joining=is_addressed())
     import ray
 
     if ray.is_initialized():
@@ -181,7 +199,7 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     if is_addressed():
         address = os.environ["RAY_ADDRESS"]
         try:
-            _knock(address)
+            knock(address)
             ray.init(address=address, **quiet)
         except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
             raise ResourceError(
@@ -195,11 +213,16 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raise OSError within seconds where nobody listens; Ray would try for many minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+
+
+def token_file() -> Path:
+    """Where Ray's authentication token lies, if there is one."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def _keep_token_private() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mfdiff_core.errors import ConfigError
+from mfdiff_platform.cluster import knock, prepare_environment
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.yaml_file import parse_yaml
 
@@ -20,9 +21,17 @@ def use_cluster(file: Path) -> str:
 
     Raises:
         ConfigError: not a file of `ray up`.
-        ResourceError: its head has no address yet.
+        ResourceError: nobody answers at its head.
     """
+    prepare_environment(joining=True)
     address = head_address(file)
+    try:
+        knock(address)
+    except OSError as fault:
+        raise ResourceError(
+            f"{file}: no Ray answers at {address} ({fault}); start it with `ray up {file}`, and"
+            f" from outside its network run this command on its head: `ray exec {file} '...'`"
+        ) from None
     os.environ["RAY_ADDRESS"] = address
     return address
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,41 +91,27 @@ class LocalContext:
         return self._asked()
 
 
-class RayTrainContext:
-    """A worker of a Ray Train group.
+class GroupContext:
+    """One of several processes that torch.distributed connects.
 
     What the workers tell each other beside gradients goes over a gloo group of its own: it lives
     in main memory, so nothing here makes a GPU wait.
     """
 
-    def __init__(self, folder: Path) -> None:
-        import ray
-        import ray.train
-        import ray.train.torch
-
-        context = ray.train.get_context()
-        self.share = Share(context.get_world_rank(), context.get_world_size())
-        self._gpus = tuple(map(str, ray.get_gpu_ids()))
-        # Ray names a CUDA device even where torch has none, or the worker was given none.
-        on_gpu = torch.cuda.is_available() and bool(self._gpus)
-        self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+    def __init__(self, folder: Path, share: Share, device: torch.device) -> None:
+        self.share, self.device = share, device
         self._checkpoints, self._asked = Checkpoints(folder), StopFile(folder)
-        self._group = dist.new_group(backend="gloo") if self.share.world_size > 1 else None
+        self._group = dist.new_group(backend="gloo") if share.world_size > 1 else None
         self._vote: tuple[Any, torch.Tensor] | None = None
 
     def card(self) -> WorkerCard:
         """This worker."""
-        host, pid = socket.gethostname(), os.getpid()
-        return WorkerCard(self.share.rank, host, pid, str(self.device), self._gpus)
+        return WorkerCard(self.share.rank, socket.gethostname(), os.getpid(), str(self.device))
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model under DistributedDataParallel."""
-        import ray.train.torch
-
-        wrapped: torch.nn.Module = ray.train.torch.prepare_model(
-            model, move_to_device=self.device.type == "cuda"
-        )
-        return wrapped
+        parallel = torch.nn.parallel.DistributedDataParallel
+        return parallel(model) if self.share.world_size > 1 else model
 
     def checkpoint(self, state: TrainState) -> None:
         """Write a checkpoint, on rank 0; the others go on to their next exchange with it."""
@@ -157,3 +143,33 @@ class RayTrainContext:
         votes = torch.tensor([int(self._asked())])
         self._vote = dist.all_reduce(votes, group=self._group, async_op=True), votes
         return decided
+
+
+class RayTrainContext(GroupContext):
+    """A worker of a Ray Train group."""
+
+    def __init__(self, folder: Path) -> None:
+        import ray
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self._gpus = tuple(map(str, ray.get_gpu_ids()))
+        # Ray names a CUDA device even where torch has none, or the worker was given none.
+        on_gpu = torch.cuda.is_available() and bool(self._gpus)
+        device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
+        share = Share(context.get_world_rank(), context.get_world_size())
+        super().__init__(folder, share, device)
+
+    def card(self) -> WorkerCard:
+        """This worker, with the GPU that Ray gave it."""
+        return replace(super().card(), gpus=self._gpus)
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model under DistributedDataParallel, on this worker's device."""
+        import ray.train.torch
+
+        wrapped: torch.nn.Module = ray.train.torch.prepare_model(
+            model, move_to_device=self.device.type == "cuda"
+        )
+        return wrapped

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from mfdiff_platform.cluster import connect, is_addressed
+from mfdiff_platform.cluster import connect, is_addressed, token_file
 from mfdiff_platform.errors import ResourceError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -55,20 +55,27 @@ def find_dashboard() -> Dashboard:
 
 
 def _running_here() -> str:
-    """Address of the Ray that was started last on this machine.
+    """Address of the Ray that this user started last on this machine.
 
     Raises:
         ResourceError: none runs.
     """
-    from ray._private.services import find_gcs_addresses
+    import psutil
 
-    running = sorted(find_gcs_addresses())
-    if not running:
+    newest, address = 0.0, ""
+    for process in psutil.process_iter(["name", "uids", "create_time", "cmdline"]):
+        told = process.info
+        if told["name"] != "raylet" or told["uids"].real != os.getuid():
+            continue
+        found = re.search(r"--gcs-address=(\S+)", " ".join(told["cmdline"] or []))
+        if found and told["create_time"] > newest:
+            newest, address = told["create_time"], found[1]
+    if not address:
         raise ResourceError(
             "no Ray runs on this machine; it does while a command such as `mfdiff-platform"
             " pretrain` works, or set RAY_ADDRESS"
         )
-    return running[-1]
+    return address
 
 
 def _is_here(host: str) -> bool:
@@ -84,5 +91,5 @@ def _token_file() -> str:
     """File of the token, when Ray asks for one."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return ""
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    file = token_file()
     return str(file) if file.is_file() else ""

@@ -14,7 +14,7 @@ from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import ModelConfig, build_model
 from mfdiff_platform.checkpoints import KEPT, checkpoint_bytes, no_space
-from mfdiff_platform.cluster import Cluster, is_addressed, machine
+from mfdiff_platform.cluster import Cluster, is_addressed, is_connected, machine
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.pretrain_request import PretrainRequest, Workers, share_batch
 
@@ -27,9 +27,7 @@ def check_machine(workers: Workers) -> None:
     Raises:
         ResourceError: it is too small; says what it has and what to type instead.
     """
-    import ray
-
-    if ray.is_initialized() or is_addressed():
+    if is_connected() or is_addressed():
         return
     have = machine()
     if not have.holds(workers.resources):

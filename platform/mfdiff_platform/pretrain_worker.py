@@ -63,6 +63,10 @@ class Clock:
         finally:
             self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - begun
 
+    def training(self) -> float:
+        """Seconds that were not spent on anything else."""
+        return time.perf_counter() - self.started - sum(self.spent.values())
+
     def shares(self) -> dict[str, float]:
         """Seconds since the start, and what share of them was not training."""
         wall = max(time.perf_counter() - self.started, 1e-9)
@@ -125,7 +129,7 @@ class _Worker:
         self._log = EventLog(folder / EVENTS) if context.share.rank == 0 else None
         self._write("began", {"workers": float(context.share.world_size)})
         self._clock = Clock()
-        self._mark = self._clock.started, state.step
+        self._mark = 0.0, state.step
 
     def stoppable(self, stream: BatchStream) -> Callable[[int], Batch]:
         """``stream`` that raises `Stopped` between two steps."""
@@ -174,9 +178,9 @@ class _Worker:
                 self._write("validated", event.metrics)
 
     def _progress(self, event: Progress) -> dict[str, float]:
-        now = time.perf_counter()
-        rate = (event.step - self._mark[1]) / max(now - self._mark[0], 1e-9)
-        self._mark = now, event.step
+        seconds = self._clock.training()
+        rate = (event.step - self._mark[1]) / max(seconds - self._mark[0], 1e-9)
+        self._mark = seconds, event.step
         values = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm}
         values |= {"steps_per_s": rate, "slices_per_s": rate * self._request.batch_size}
         if self._context.device.type == "cuda":

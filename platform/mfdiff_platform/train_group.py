@@ -151,9 +151,7 @@ def _words(causes: list[Exception]) -> str:
     """The most telling of the causes in one line: a death explains its neighbours' faults."""
     import ray
 
-    deaths = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
-    told = (str((deaths or causes)[0]).strip() or "no reason given").splitlines()
-    if deaths:
-        died = [line for line in told if "died" in line] or told
-        return "its process or node was killed" if len(told) > 3 else died[0].strip()
+    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
+        return "its process or its node is gone"
+    told = (str(causes[0]).strip() or type(causes[0]).__name__).splitlines()
     return told[-1].strip()

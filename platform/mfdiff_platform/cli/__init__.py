@@ -101,12 +101,12 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as fault:
         fault.show()
         return fault.exit_code
-    except Terminated:
-        click.echo("Terminated; the same command goes on where it stopped.", err=True)
-        return 143
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; the same command goes on where it stopped.", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt) as fault:
+        # click turns every KeyboardInterrupt into its own Abort
+        terminated = isinstance(fault, Terminated) or isinstance(fault.__cause__, Terminated)
+        word = "Terminated" if terminated else "Interrupted"
+        click.echo(f"{word}; the same command goes on where it stopped.", err=True)
+        return 143 if terminated else 130
     except MfdiffError as fault:
         from mfdiff_platform.errors import exit_code
 

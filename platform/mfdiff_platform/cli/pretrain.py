@@ -152,6 +152,6 @@ def _told(space: Workspace, request: PretrainRequest, plan: PretrainPlan) -> str
         "learning rate": f"{request.train.optim.lr:g}, follows neither workers nor batch",
         "steps": f"{request.train.iterations}, a checkpoint every {request.train.snapshot_every}",
         "data": f"{request.data}: {train} slices to train on, {held_out} held out",
-        "weights": f"{plan.weights_bytes / MB:.0f} MB; a checkpoint has five times as many",
+        "weights": f"{plan.weights_bytes / MB:.1f} MB; a checkpoint has five times as many",
     }
     return "\n".join(f"{name:14} {text}" for name, text in rows.items())
