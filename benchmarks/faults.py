@@ -23,12 +23,12 @@ from typing import Any
 from urllib.request import urlopen
 
 from benchmarks.record import write_result
-from benchmarks.small_data import make_dataset, small_model
+from benchmarks.small_data import SMALL, make_dataset
 from mfdiff_core.bundle import load_bundle
-from mfdiff_core.config import flatten
+from mfdiff_core.config import override
+from mfdiff_core.model import preset
 from mfdiff_core.seeding import rng
 from mfdiff_core.training.loop import TrainConfig
-from mfdiff_core.training.optim import OptimConfig
 from mfdiff_platform.cluster import connect
 from mfdiff_platform.pretrain import BUNDLE, EVENTS, EXPERIMENT, PretrainRequest, Workers, pretrain
 from mfdiff_platform.pretrain_worker import LAST
@@ -36,6 +36,13 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
 STEPS, INTERVAL = 60, 10
+SETTINGS = {
+    **{f"model.{path}": value for path, value in SMALL.items()},
+    "train.optim.lr": 1e-3,
+    "train.log_every": 1,
+    "train.validate_every": 2 * INTERVAL,
+    "train.snapshot_every": INTERVAL,
+}
 Figures = dict[str, Any]
 
 
@@ -68,31 +75,23 @@ class Bench:
         self._undisturbed: dict[int, tuple[str, str]] = {}
 
     def request(self, name: str) -> PretrainRequest:
-        return PretrainRequest(
+        request = PretrainRequest(
             name=name,
             data=str(self.space.dataset("phantom")),
-            model=small_model(),
-            train=TrainConfig(
-                iterations=STEPS,
-                optim=OptimConfig(lr=1e-3),
-                log_every=1,
-                validate_every=2 * INTERVAL,
-                snapshot_every=INTERVAL,
-            ),
+            model=preset("tiny"),
+            train=TrainConfig(iterations=STEPS),
         )
+        return override(request, SETTINGS)
 
     def run(self, name: str, workers: int) -> None:
         pretrain(self.space, self.store, self.request(name), Workers(workers, on_gpu=False))
 
     def command(self, name: str, workers: int) -> list[str]:
         """The same run as a command line."""
-        request = self.request(name)
-        flat = {**flatten(request.model), **flatten(request.train)}
-        prefixes = {**dict.fromkeys(flatten(request.model), "model")}
-        settings = [f"--set={prefixes.get(k, 'train')}.{k}={_yaml(v)}" for k, v in flat.items()]
+        settings = [f"--set={path}={json.dumps(value)}" for path, value in SETTINGS.items()]
         program = "import sys; from mfdiff_platform.cli import run; sys.exit(run(sys.argv[1:]))"
-        size = ["--preset", "tiny", "--cpus", str(workers), "--name", name, "--batch-size", "4"]
-        where = ["--workspace", str(self.space.root)]
+        size = ["--preset", "tiny", "--iterations", str(STEPS), "--cpus", str(workers)]
+        where = ["--name", name, "--workspace", str(self.space.root)]
         return [sys.executable, "-c", program, "pretrain", *size, *where, *settings]
 
     def weights(self, name: str) -> tuple[str, str]:
@@ -117,8 +116,11 @@ class Bench:
         steps = [event["step"] for event in self.events(name) if event["kind"] == "progress"]
         return max(steps, default=0)
 
-    def wait_for(self, name: str, step: int) -> None:
+    def wait_for(self, name: str, step: int, seconds: float = 120) -> None:
+        until = time.monotonic() + seconds
         while self.step(name) < step:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{name} does not come to step {step}")
             time.sleep(0.005)
 
     def logged_well(self, name: str) -> bool:
@@ -130,10 +132,6 @@ class Bench:
             return False
         losses = client.get_metric_history(runs[0].info.run_id, "train/loss")
         return [metric.step for metric in losses] == list(range(1, STEPS + 1))
-
-
-def _yaml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def worker_killed(bench: Bench) -> Figures:
