@@ -26,6 +26,7 @@ class WorkerCard:
         host, pid: its process.
         device: where it trains.
         gpus: ids of the GPUs that Ray gave it, logical ones included.
+        node: Ray's id of its node.
     """
 
     rank: int
@@ -33,6 +34,7 @@ class WorkerCard:
     pid: int
     device: str
     gpus: tuple[str, ...] = ()
+    node: str = ""
 
 
 class TrainContext(Protocol):
@@ -155,6 +157,7 @@ class RayTrainContext(GroupContext):
 
         context = ray.train.get_context()
         self._gpus = tuple(map(str, ray.get_gpu_ids()))
+        self._node = str(ray.get_runtime_context().get_node_id())
         # Ray names a CUDA device even where torch has none, or the worker was given none.
         on_gpu = torch.cuda.is_available() and bool(self._gpus)
         device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
@@ -162,8 +165,8 @@ class RayTrainContext(GroupContext):
         super().__init__(folder, share, device)
 
     def card(self) -> WorkerCard:
-        """This worker, with the GPU that Ray gave it."""
-        return replace(super().card(), gpus=self._gpus)
+        """This worker, with the node and GPU that Ray gave it."""
+        return replace(super().card(), gpus=self._gpus, node=self._node)
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model under DistributedDataParallel, on this worker's device."""

@@ -7,6 +7,7 @@ a worker says in words of ours what is wrong.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from mfdiff_platform.interrupt import StopRequest
 from mfdiff_platform.pretrain_request import Workers
 from mfdiff_platform.progress import say
 
+RAY = "ray"
+"""Folder of Ray's own notes about a run."""
 MOST_DEATHS = 3
 """Deaths in a row, with no checkpoint between them, after which a run gives up."""
 STOP_S = 25.0
@@ -56,6 +59,7 @@ def run_group(
             try:
                 if not _watch(lambda: _fit(folder, loop, config, workers), stop):
                     raise stop.fault()
+                shutil.rmtree(folder / RAY, ignore_errors=True)
                 return
             except _GroupDied as death:
                 deaths = 1 if checkpoints.newest() > reached else deaths + 1
@@ -121,7 +125,7 @@ def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> 
         run_config=ray.train.RunConfig(
             # Checkpoints are ours, so no group has anything to take over from an earlier one.
             name=f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 1000:03d}",
-            storage_path=str(folder / "ray"),
+            storage_path=str(folder / RAY),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=ray.train.LoggingConfig("ERROR"),
         ),
