@@ -42,8 +42,8 @@ def _slice(subject: str, index: int) -> SliceRecord:
     scale, scale_m = pet_scale(x_p.astype(np.float32)), mr_scale(x_m.astype(np.float32))
     info = SliceInfo("heads", "ld", subject, index, 0, 2.0, scale, scale_m, 1e5)
     images = [image.astype(np.float32) for image in (x_p / scale, x_m / scale_m, x_s / scale)]
-    blank = np.zeros((SIZE, SIZE), np.uint8)
-    return SliceRecord(info, *images, head.astype(np.uint8), blank)
+    maps = [head.astype(np.uint8), np.zeros((SIZE, SIZE), np.uint8)]
+    return SliceRecord(info, *images, *maps)
 
 
 SMALL: dict[str, Any] = {

@@ -46,8 +46,9 @@ class SlicePicture:
 
     def save(self, path: Path) -> None:
         """Write the arrays to ``path``, a ``.npz`` file."""
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **{f.name: np.asarray(getattr(self, f.name)) for f in fields(self)})
+            np.savez(stream, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> SlicePicture:
