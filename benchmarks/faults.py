@@ -241,9 +241,10 @@ def disk_full(bench: Bench) -> Figures:
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}"], check=False, capture_output=True)
         _, told = process.communicate()
         filler.unlink()
+        reached = bench.step("full")
         again = subprocess.run(bench.command("full", 1), stderr=subprocess.DEVNULL, check=False)
         message = next(x for x in told.splitlines() if x.startswith("Error"))
-        row = _outcome(bench, "full", 1, bench.step("full"))
+        row = _outcome(bench, "full", 1, reached)
         return {"code": process.returncode, "message": message, "again": again.returncode, **row}
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -27,6 +27,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Train's controller drains reports once per interval: its default of 2 s is a step's cost.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Eight workers that import torch from a network disk take longer than the default of 60 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # A stopped trial may still be writing its bundle when the next one wants its actor.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "10",

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from mfdiff_platform.cluster import connect, is_addressed, token_file
+from mfdiff_platform.cluster import connect, is_addressed, is_connected, token_file
 from mfdiff_platform.errors import ResourceError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,15 +35,19 @@ def find_dashboard() -> Dashboard:
     Raises:
         ResourceError: no Ray runs, or one without a dashboard.
     """
-    if not is_addressed():
+    if not is_connected() and not is_addressed():
         os.environ["RAY_ADDRESS"] = _running_here()
-    head = os.environ["RAY_ADDRESS"].rpartition("://")[2].rpartition(":")[0]
+    head = os.environ.get("RAY_ADDRESS", "").rpartition("://")[2].rpartition(":")[0]
     with connect(purpose="dashboard") as cluster:
         url = cluster.dashboard
     if not url:
         raise ResourceError("this Ray runs without a dashboard; install ray[default] on its head")
-    token = _token_file()
-    hints = []
+    return describe(url, head)
+
+
+def describe(url: str, head: str) -> Dashboard:
+    """How to get to the dashboard at ``url`` of a cluster whose head is ``head``."""
+    token, hints = _token(), []
     if token:
         hints.append(f"It asks for a token, once: `ray get-auth-token` prints it ({token}).")
     if urlsplit(url).hostname in LOOPBACK and not _is_here(head):
@@ -87,7 +91,7 @@ def _is_here(host: str) -> bool:
     return bool(host == get_node_ip_address())
 
 
-def _token_file() -> str:
+def _token() -> str:
     """File of the token, when Ray asks for one."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return ""

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,17 @@ print(json.dumps({"cards": cards()}))
 NODES = """
 prepare_environment(joining=True)
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+from mfdiff_platform.nodes import report_nodes
+soon_dead = {"health_check_period_ms": 1000, "health_check_failure_threshold": 4}
+head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon_dead}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+path = f"{root}/other:{os.environ.get('PYTHONPATH', '')}"
+odd = cluster.add_node(num_cpus=0, env_vars={"PYTHONPATH": path})
 os.environ["RAY_ADDRESS"] = cluster.address
+with connect():
+    fit = [(report.fits, report.differs) for report in report_nodes()]
+cluster.remove_node(odd)
 first = []
 def kill_a_node():
     events = folder / "events.jsonl"
@@ -63,7 +72,7 @@ def kill_a_node():
     cluster.remove_node(node, allow_graceful=False)
 Thread(target=kill_a_node, daemon=True).start()
 train(Workers(2, on_gpu=False))
-print(json.dumps({"first": first, "then": cards()}))
+print(json.dumps({"first": first, "then": cards(), "fit": fit}))
 os._exit(0)  # the nodes end with this process
 """
 
@@ -96,16 +105,21 @@ def result(program: str, store: TrackingStore, request: PretrainRequest) -> dict
 def test_eight_workers_each_get_their_own_of_eight_gpus(
     request_: PretrainRequest, store: TrackingStore
 ) -> None:
-    cards = result(GPUS, store, request_)["cards"]
+    short = replace(request_, train=replace(request_.train, iterations=2))
+    cards = result(GPUS, store, short)["cards"]
     assert [card["rank"] for card in cards] == list(range(8))
     assert sorted(card["gpus"] for card in cards) == [[str(number)] for number in range(8)]
-    assert load_bundle(store.workspace / "pretrained" / "run" / BUNDLE).provenance.iterations == 24
+    assert load_bundle(store.workspace / "pretrained" / "run" / BUNDLE).provenance.iterations == 2
 
 
-def test_run_on_two_nodes_survives_the_death_of_one(
+def test_run_on_two_nodes_survives_the_death_of_one_and_a_node_with_other_versions_is_told_first(
     request_: PretrainRequest, store: TrackingStore
 ) -> None:
+    other = store.workspace / "other" / "mfdiff_platform-9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Name: mfdiff-platform\nVersion: 9.9\n")
     found = result(NODES, store, request_)
+    assert found["fit"] == [[False, ["mfdiff-platform"]], *[[True, []]] * 4]
     nodes = [card["node"] for card in found["first"]]
     assert len(set(nodes)) == 2
     assert nodes[1] not in {card["node"] for card in found["then"]}
