@@ -26,6 +26,7 @@ from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import start_training
 from mfdiff_platform.checkpoints import Checkpoints
+from mfdiff_platform.cli import run
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.context import LocalContext
 from mfdiff_platform.errors import ResourceError
@@ -40,6 +41,7 @@ from mfdiff_platform.pretrain import (
     PretrainRequest,
     Workers,
     _Follower,
+    begun,
     pretrain,
 )
 from mfdiff_platform.pretrain_worker import LAST, run_worker
@@ -402,3 +404,32 @@ while not (events.is_file() and f'"progress", "step": {step},' in events.read_te
 pid = json.loads((folder / "workers" / f"{rank}.json").read_text())["pid"]
 os.kill(pid, signal.SIGKILL)
 """
+
+
+COMMAND = "import sys; from mfdiff_platform.cli import run; sys.exit(run(sys.argv[1:]))"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_command_that_gets_sigterm_ends_with_143_and_goes_on_without_a_lost_step(
+    request_: PretrainRequest, store: TrackingStore, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    import ray
+
+    space, values = Workspace(store.workspace), to_dict(request_)
+    folder = space.pretraining("run")
+    where = ["--workspace", str(space.root), "--data", values["data"], "--name", "run"]
+    settings = [f"--set={part}={json.dumps(values[part])}" for part in ("model", "train")]
+    command = ["pretrain", "--cpus", "1", *where, *settings]
+    joining = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, *command], env=joining)
+    wait_for(folder, 7)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    (stopped,) = steps(folder, "stopped")
+    assert Checkpoints(folder).newest() == stopped
+    assert run(command) == 0
+    assert steps(folder, "progress") == list(range(1, STEPS + 1))
+    request = begun(space, "run")
+    assert request is not None
+    assert same(results(folder), alone(request, tmp_path / "whole"))
