@@ -7,6 +7,7 @@ terminal and to MLflow. The same request again resumes; a finished one is return
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,14 @@ from mfdiff_platform.preflight import (
     weight_bytes,
 )
 from mfdiff_platform.pretrain_request import BatchShare, PretrainRequest, Workers, share_batch
-from mfdiff_platform.pretrain_worker import BUNDLE, EVENTS, LAST, picture_file, pretrain_worker
+from mfdiff_platform.pretrain_worker import (
+    BUNDLE,
+    EVENTS,
+    LAST,
+    WORKERS,
+    picture_file,
+    pretrain_worker,
+)
 from mfdiff_platform.progress import Task, say, task
 from mfdiff_platform.tracking import Run, TrackingStore
 from mfdiff_platform.train_group import run_group
@@ -143,6 +151,7 @@ def pretrain(
         with _alone(folder):
             # Only now: a command that could not begin must not hold the name.
             write_json(folder / REQUEST, to_dict(request))
+            shutil.rmtree(folder / WORKERS, ignore_errors=True)
             run = _open_run(store, request, dataset, workers)
             with run.watched():
                 _train(cluster, folder, run, request, workers, wait=wait)
@@ -229,8 +238,13 @@ def _train(
             pretrain_worker,
             config,
             workers,
-            lambda: check_cluster(cluster, workers, wait=wait),
+            lambda: _before_restart(folder, cluster, workers, wait=wait),
         )
+
+
+def _before_restart(folder: Path, cluster: Cluster, workers: Workers, *, wait: bool) -> None:
+    shutil.rmtree(folder / WORKERS, ignore_errors=True)  # who they were is no longer true
+    check_cluster(cluster, workers, wait=wait)
 
 
 class _Follower:
@@ -274,6 +288,9 @@ def _complete_log(folder: Path, store: TrackingStore, request: PretrainRequest) 
     run.log_dir(folder / LAST, "checkpoints/last")
     best = {f"best/{name}": value for name, value in bundle.provenance.metrics.items()}
     run.log_metrics(best, request.train.iterations)
+    run.log_table(
+        [read_json(card) for card in sorted(folder.glob("workers/*.json"))], "workers.json"
+    )
     run.finish("finished")
     write_json(folder / LOGGED, {"waiting": store.spool.count()})
     return bundle

@@ -32,7 +32,7 @@ from mfdiff_platform.picture import restore_middle_slice
 from mfdiff_platform.pretrain_request import PretrainRequest, fast_sampler, train_config
 
 EVENTS, BUNDLE, LAST = "events.jsonl", "bundle", "last"
-PICTURES, UNVALIDATED = "pictures", "unvalidated.json"
+WORKERS, PICTURES, UNVALIDATED = "workers", "pictures", "unvalidated.json"
 GIB = 2**30
 
 
@@ -125,7 +125,7 @@ class _Worker:
         self._sampler = fast_sampler(request.model)
         self._asked, self._cut_short = StopFile(folder), False
         card = context.card()
-        write_json(folder / "workers" / f"{card.rank}.json", asdict(card))
+        write_json(folder / WORKERS / f"{card.rank}.json", asdict(card))
         self._log = EventLog(folder / EVENTS) if context.share.rank == 0 else None
         self._write("began", {"workers": float(context.share.world_size)})
         self._clock = Clock()

@@ -111,6 +111,8 @@ def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> 
     import torch
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from mfdiff_platform.worker_names import WorkerNames
+
     # Logical GPUs of a machine without CUDA, as in tests, still train over gloo.
     on_cuda = workers.on_gpu and torch.cuda.is_available()
     trainer = TorchTrainer(
@@ -128,6 +130,7 @@ def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> 
             storage_path=str(folder / RAY),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=ray.train.LoggingConfig("ERROR"),
+            callbacks=[WorkerNames(f"pretrain {folder.name}")],
         ),
     )
     try:
