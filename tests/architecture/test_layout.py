@@ -27,7 +27,7 @@ FLAGS = {
     "data show": ["folder", "--picture", *WHERE],
     "pretrain": [
         *["--gpus", "--cpus", "--preset", "--data", "--iterations", "--batch-size", "--name"],
-        *["--set", *HOW],
+        *["--restart", "--wait", "--dry-run", "--cluster", "--set", *HOW],
     ],
     "adapt": [
         *["--domain", "--trials", "--name", "--data", "--pretrained", "--space", "--setting"],
@@ -48,6 +48,8 @@ FLAGS = {
     "study gc": ["--quota-gb", "--dry-run", "--yes", *WHERE],
     "search-space show": ["domain", "--space", "--json"],
     "ui": ["--port", "--workspace"],
+    "cluster check": ["--cluster", "--json"],
+    "dashboard": ["--cluster", "--open", "--json"],
 }
 """Every argument of every verb. Flags name the run; hyperparameters go into --set and spaces."""
 
@@ -128,7 +130,7 @@ def test_help_of_every_verb_has_an_example_and_explains_every_option(name: str) 
             assert parameter.help or parameter.show_default, parameter.name
 
 
-@pytest.mark.parametrize("verb", ["model", "data", "search-space"])
+@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster"])
 def test_help_of_every_group_has_an_example(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
