@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +18,17 @@ from typing import Any
 import mfdiff_core
 import mfdiff_platform
 from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.progress import say
 
 KNOCK_S = 5.0
+JUST_ENDING_S, LOOK_S, TELL_S = 5.0, 0.5, 30.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Train's controller drains reports once per interval: its default of 2 s is a step's cost.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Eight workers that import torch from a network disk take longer than the default of 60 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     # A stopped trial may still be writing its bundle when the next one wants its actor.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "10",
@@ -41,6 +46,10 @@ class Resources:
 
     cpus: float = 0
     gpus: float = 0
+
+    def holds(self, need: Resources) -> bool:
+        """Whether ``need`` fits."""
+        return need.cpus <= self.cpus and need.gpus <= self.gpus
 
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
@@ -61,6 +70,14 @@ class Cluster:
         have = ray.cluster_resources()
         return Resources(cpus=have.get("CPU", 0), gpus=have.get("GPU", 0))
 
+    @property
+    def free(self) -> Resources:
+        """What nobody uses."""
+        import ray
+
+        free = ray.available_resources()
+        return Resources(cpus=free.get("CPU", 0), gpus=free.get("GPU", 0))
+
     def require(self, need: Resources, purpose: str, instead: str) -> None:
         """Fail at once where Ray would wait for ever.
 
@@ -68,8 +85,74 @@ class Cluster:
             ResourceError: the cluster is too small; says what it has and what to type instead.
         """
         have = self.total
-        if need.cpus > have.cpus or need.gpus > have.gpus:
+        if not have.holds(need):
             raise ResourceError(f"{purpose} needs {need}, this cluster has {have}; {instead}")
+
+    def obtain(self, need: Resources, purpose: str, instead: str, *, wait: bool) -> None:
+        """See that ``need`` is there and free, or wait for it.
+
+        With ``wait`` a cluster that can grow is asked to; without, only work that is just ending
+        is waited for.
+
+        Raises:
+            ResourceError: the cluster is too small, or others use it.
+        """
+        if not wait:
+            self.require(need, purpose, instead)
+        elif not self.total.holds(need):
+            _ask_to_grow(need)
+        until, told = time.monotonic() + JUST_ENDING_S, 0.0
+        while not self.free.holds(need):
+            if not wait and time.monotonic() > until:
+                raise ResourceError(
+                    f"{purpose} needs {need}, of {self.total} only {self.free} are free; wait for"
+                    f" them with --wait, or {instead}"
+                )
+            if wait and time.monotonic() >= told:
+                told = time.monotonic() + TELL_S
+                say(f"Waiting: {purpose} needs {need}, {self.free} of {self.total} are free.")
+            time.sleep(LOOK_S)
+
+
+def prepare_environment(*, joining: bool) -> None:
+    """Set what Ray reads when it is imported; what the user has set stays.
+
+    Args:
+        joining: whether a running cluster is going to be used.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if joining and token_file().is_file():
+        # Clients of a running cluster leave the token unused unless they are told.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def is_connected() -> bool:
+    """Whether this process uses a cluster already; imports no Ray to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def is_addressed() -> bool:
+    """Whether commands use a cluster that already runs, rather than this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def machine() -> Resources:
+    """What a cluster started on this machine would have, counted without starting one."""
+    import torch
+    from ray._private.utils import get_num_cpus
+
+    return Resources(cpus=int(get_num_cpus()), gpus=torch.cuda.device_count())
+
+
+def _ask_to_grow(need: Resources) -> None:
+    """Ask the autoscaler, where there is one, for nodes that ``need`` fits on."""
+    from ray.autoscaler.sdk import request_resources
+
+    gpus = int(need.gpus)
+    one = {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}
+    request_resources(bundles=[one] * (gpus or int(need.cpus)))
 
 
 def package_roots() -> list[str]:
@@ -79,41 +162,48 @@ def package_roots() -> list[str]:
 
 
 @contextmanager
-def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
+def connect(
+    *, cpus: int | None = None, gpus: int | None = None, purpose: str = ""
+) -> Iterator[Cluster]:
     """Join the cluster of ``RAY_ADDRESS``, or start one on this machine for the block.
 
     A block inside another shares its cluster.
 
     Args:
         cpus, gpus: logical resources of a cluster started here; None counts the machine's.
+        purpose: what the dashboard's list of jobs says this is.
 
     Raises:
         ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare_environment(joining=is_addressed())
     import ray
 
     if ray.is_initialized():
         yield Cluster(_dashboard_url())
         return
-    _start(cpus, gpus)
+    _start(cpus, gpus, purpose)
     try:
         yield Cluster(_dashboard_url())
     finally:
         ray.shutdown()
 
 
-def _start(cpus: int | None, gpus: int | None) -> None:
+def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     import ray
+    from ray.job_config import JobConfig
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address != "local":
+    quiet = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "job_config": JobConfig(metadata={"purpose": purpose} if purpose else {}),
+    }
+    if is_addressed():
+        address = os.environ["RAY_ADDRESS"]
         try:
-            _knock(address)
+            knock(address)
             ray.init(address=address, **quiet)
-        except (OSError, RuntimeError) as fault:
+        except (OSError, RuntimeError, ray.exceptions.RayError) as fault:
             raise ResourceError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({fault}); start it, or unset"
                 " RAY_ADDRESS to use this machine"
@@ -125,11 +215,16 @@ def _start(cpus: int | None, gpus: int | None) -> None:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raise OSError within seconds where nobody listens; Ray would try for many minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+
+
+def token_file() -> Path:
+    """Where Ray's authentication token lies, if there is one."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def _keep_token_private() -> None:

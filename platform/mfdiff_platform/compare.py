@@ -19,10 +19,11 @@ from mfdiff_core.evaluation.tables import Cost, Table, TableRow, to_markdown
 from mfdiff_core.files import write_bytes, write_json
 from mfdiff_core.model import build_model
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.compare_figures import by_setting, write_figures
+from mfdiff_platform.compare_figures import write_figures
 from mfdiff_platform.compare_plan import PHANTOM, CompareScale, Comparison, Method
 from mfdiff_platform.compare_restoration import Restoration, filtered, restored_by
-from mfdiff_platform.compare_training import Arm, Trained, evenly, trained
+from mfdiff_platform.compare_slices import by_setting, evenly
+from mfdiff_platform.compare_training import Arm, Trained, trained
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.tracking import TrackingStore
@@ -79,7 +80,7 @@ def compare(
     folder = workspace.comparison(f"{comparison.name}-{scale.size}-{scale.recipe.iterations}")
     run = _open_run(store, comparison, scale, folder.name, slices)
     with run.watched():
-        restored, notes = filtered(slices.domain, test, setting)
+        restored, notes = filtered(slices.domain, test)
         costs: dict[str, Cost] = {}
         for method in comparison.methods:
             done = trained(arms[method.label], workspace.comparison("models"))

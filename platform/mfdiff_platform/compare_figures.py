@@ -17,22 +17,12 @@ from mfdiff_core.evaluation.figures import Arrow, comparison_figure
 from mfdiff_core.evaluation.scores import subject_regions
 from mfdiff_core.evaluation.tables import Table
 from mfdiff_core.files import write_bytes
+from mfdiff_platform.compare_slices import by_setting
 
 KBQ = 1e-3
 """Bq/mL to kBq/mL."""
 PET_ONLY, MR_ONLY = "#39d353", "#35c7f0"
 """Green points at lesions the MR does not show, blue at those the PET does not."""
-
-
-def by_setting(slices: SliceSet) -> list[tuple[str, list[int], SliceSet]]:
-    """Each setting with its rows and its slices."""
-    found: dict[str, list[int]] = {}
-    for row, info in enumerate(slices.infos):
-        found.setdefault(info.setting, []).append(row)
-    return [
-        (name, rows, slices.select(lambda info, name=name: info.setting == name))  # type: ignore[misc]
-        for name, rows in found.items()
-    ]
 
 
 def write_figures(

@@ -19,11 +19,13 @@ from mfdiff_core.files import atomic_path, read_json, sha256_text, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_platform.compare_plan import CompareScale, Method
-from mfdiff_platform.compare_training import evenly, repeatable
+from mfdiff_platform.compare_slices import by_setting, evenly
+from mfdiff_platform.compare_training import repeatable
 from mfdiff_platform.progress import task
 
 TENSORS, FACTS = "restored.safetensors", "facts.json"
-BATCH_SIZE = 16
+BATCH_SIZE, TUNED_ON = 16, 32
+LPET, GAUSSIAN, NON_LOCAL = "LPET", "LPET, Gaussian", "LPET, non-local means"
 
 
 @dataclass(frozen=True)
@@ -35,31 +37,30 @@ class Restoration:
     evaluations: int = 0
 
 
-def filtered(
-    domain: Dataset, test: SliceSet, setting: str | None
-) -> tuple[dict[str, Restoration], dict[str, str]]:
-    """What a clinic has today: the LPET, and two filters tuned on validation subjects.
+def filtered(domain: Dataset, test: SliceSet) -> tuple[dict[str, Restoration], dict[str, str]]:
+    """What a clinic has today: the LPET, and two filters tuned for each setting.
 
     Returns:
         Filtered test slices by row, and how the filters were chosen.
     """
-    held_out = evenly(domain.part("validation", setting), 2 * BATCH_SIZE)
-    x_p, x_s = held_out.x_p[:, 0].numpy(), held_out.x_s[:, 0].numpy()
-    voxel_mm, noisy = test.infos[0].voxel_mm, test.x_p[:, 0].numpy()
+    images = {name: test.x_p.clone() for name in (LPET, GAUSSIAN, NON_LOCAL)}
+    chosen: dict[str, list[str]] = {GAUSSIAN: [], NON_LOCAL: []}
     with task("Tuning the filters on validation subjects", 1):
-        gaussian = best_gaussian(x_p, x_s, voxel_mm)
-        means = best_non_local_means(x_p, x_s)
-    images = {
-        "LPET": noisy,
-        "LPET, Gaussian": gaussian.apply(noisy, voxel_mm),
-        "LPET, non-local means": means.apply(noisy),
-    }
+        for name, rows, part in by_setting(test):
+            held_out = evenly(domain.part("validation", name), TUNED_ON)
+            x_p, x_s = held_out.x_p[:, 0].numpy(), held_out.x_s[:, 0].numpy()
+            voxel_mm, noisy = part.infos[0].voxel_mm, part.x_p[:, 0].numpy()
+            gaussian = best_gaussian(x_p, x_s, voxel_mm)
+            means = best_non_local_means(x_p, x_s)
+            images[GAUSSIAN][rows, 0] = torch.from_numpy(gaussian.apply(noisy, voxel_mm))
+            images[NON_LOCAL][rows, 0] = torch.from_numpy(means.apply(noisy))
+            chosen[GAUSSIAN].append(f"{gaussian.fwhm_mm:g} mm at {name}")
+            chosen[NON_LOCAL].append(f"strength {means.strength:g} at {name}")
     notes = {
-        "Gaussian filter": f"{gaussian.fwhm_mm:g} mm, tuned on {len(held_out)} validation slices",
-        "non-local means": f"strength {means.strength:g}, tuned on the same",
+        name: f"{', '.join(found)}; highest PSNR on validation subjects"
+        for name, found in chosen.items()
     }
-    restored = {n: Restoration(torch.from_numpy(x)[:, None]) for n, x in images.items()}
-    return restored, notes
+    return {name: Restoration(x) for name, x in images.items()}, notes
 
 
 def restored_by(

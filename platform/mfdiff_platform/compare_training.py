@@ -10,30 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import mfdiff_core
 from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
 from mfdiff_core.config import to_dict
 from mfdiff_core.data.batches import BatchStream
-from mfdiff_core.data.dataset import Dataset, SliceSet
-from mfdiff_core.diffusion.samplers import SamplerConfig
+from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model
 from mfdiff_core.files import read_json, sha256_text, write_json
-from mfdiff_core.model import AnyModelConfig, ModelConfig, RestorationModel, build_model
+from mfdiff_core.model import AnyModelConfig, RestorationModel, build_model
 from mfdiff_core.training.loop import Event, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import Recipe, start
+from mfdiff_platform.compare_slices import evenly
 from mfdiff_platform.context import LocalContext
-from mfdiff_platform.pretrain import check_image_size
+from mfdiff_platform.preflight import check_image_size
+from mfdiff_platform.pretrain_request import fast_sampler
 from mfdiff_platform.progress import Task, task
 
 BUNDLE, CLOCK, DESCRIPTION = "bundle", "clock.json", "arm.json"
 VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 4, 16, 8
-FAST = SamplerConfig(name="dpmpp2m", num_evaluations=10)
-"""Validates what would take its own sampler many more evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +131,9 @@ def _train(arm: Arm, folder: Path, parent: Bundle | None, shown: Task) -> None:
 
 def _events(arm: Arm, state: TrainState, device: torch.device) -> Iterator[Event]:
     held_out = evenly(arm.data.part("validation"), VALIDATION_SLICES)
-    fast = isinstance(arm.model, ModelConfig) and arm.model.sampler.num_evaluations > (
-        FAST.num_evaluations
-    )
+    sampler = fast_sampler(arm.model)
 
     def validate(model: RestorationModel) -> dict[str, float]:
-        sampler = FAST if fast else None
         return {"psnr": evaluate_model(model, held_out, sampler=sampler).mean().psnr}
 
     iterations = arm.recipe.iterations
@@ -189,19 +184,6 @@ class _Clock:
         """Note what has passed until now."""
         spent = self._before + time.monotonic() - self._started
         write_json(self._path, {"training_s": spent})
-
-
-def evenly(slices: SliceSet, count: int | None) -> SliceSet:
-    """At most ``count`` slices of each setting, evenly spread; None keeps all."""
-    if count is None:
-        return slices
-    chosen: set[int] = set()
-    for setting in dict.fromkeys(info.setting for info in slices.infos):
-        rows = [row for row, info in enumerate(slices.infos) if info.setting == setting]
-        places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        chosen |= {rows[place] for place in places}
-    row = iter(range(len(slices)))
-    return slices.select(lambda _: next(row) in chosen)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from mfdiff_platform.progress import say
+
 POLL_S = 0.25
 
 
@@ -61,13 +63,26 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 @contextmanager
 def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call ``handle`` with each event of ``path`` while the block runs, from a thread."""
+    """Call ``handle`` with each event of ``path`` while the block runs, from a thread.
+
+    Where ``handle`` fails for want of disk, following ends with a word about it: the events stay
+    in the file, and whoever follows it next begins at the first.
+    """
     reader, stop = EventReader(path), Event()
+
+    def hand_over() -> bool:
+        try:
+            for event in reader.new():
+                handle(event)
+        except OSError as fault:
+            say(f"Events wait in {path}: {fault}", mark="[yellow]![/] ")
+            return False
+        return True
 
     def watch() -> None:
         while not stop.wait(POLL_S):
-            for event in reader.new():
-                handle(event)
+            if not hand_over():
+                return
 
     thread = Thread(target=watch, name="events", daemon=True)
     thread.start()
@@ -76,5 +91,4 @@ def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[Non
     finally:
         stop.set()
         thread.join()
-        for event in reader.new():
-            handle(event)
+        hand_over()

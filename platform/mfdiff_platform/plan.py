@@ -10,7 +10,8 @@ from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.manifest import MANIFEST
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.step import Precision
-from mfdiff_platform.pretrain import BUNDLE, check_image_size
+from mfdiff_platform.preflight import check_image_size
+from mfdiff_platform.pretrain_worker import BUNDLE
 from mfdiff_platform.search_space import load, resolve
 from mfdiff_platform.study import SamplerName, SchedulerName, StudyRequest
 from mfdiff_platform.workspace import Workspace

@@ -6,120 +6,168 @@ terminal and to MLflow. The same request again resumes; a finished one is return
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
+from mfdiff_core.bundle import Bundle, load_bundle
 from mfdiff_core.config import flatten, from_dict, to_dict
-from mfdiff_core.data.batches import Augmentation, BatchStream
-from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
-from mfdiff_core.errors import ConfigError, TrainingError
-from mfdiff_core.evaluation.validation import evaluate_model
+from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json, write_json
-from mfdiff_core.model import AnyModelConfig, RestorationModel, build_model, preset
-from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated, train
-from mfdiff_core.training.step import Share
-from mfdiff_core.training.strategies import start_training
-from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
-from mfdiff_platform.events import EventLog, follow
+from mfdiff_platform.checkpoints import Checkpoints
+from mfdiff_platform.cluster import Cluster, Resources, connect
+from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.events import EventReader, follow
+from mfdiff_platform.interrupt import STOP
+from mfdiff_platform.nodes import check_shared
+from mfdiff_platform.picture import SlicePicture
+from mfdiff_platform.preflight import (
+    check_cluster,
+    check_image_size,
+    check_machine,
+    check_request,
+    weight_bytes,
+)
+from mfdiff_platform.pretrain_request import BatchShare, PretrainRequest, Workers, share_batch
+from mfdiff_platform.pretrain_worker import (
+    BUNDLE,
+    EVENTS,
+    LAST,
+    WORKERS,
+    picture_file,
+    pretrain_worker,
+)
 from mfdiff_platform.progress import Task, say, task
 from mfdiff_platform.tracking import Run, TrackingStore
+from mfdiff_platform.train_group import run_group
 from mfdiff_platform.workspace import Workspace
 
-if TYPE_CHECKING:
-    from mfdiff_platform.context import TrainContext
+__all__ = [
+    "BUNDLE",
+    "EVENTS",
+    "EXPERIMENT",
+    "REQUEST",
+    "PretrainPlan",
+    "PretrainRequest",
+    "Workers",
+    "begun",
+    "check_image_size",
+    "plan_pretraining",
+    "pretrain",
+    "unused_name",
+]
 
 EXPERIMENT = "mfdiff-pretraining"
-NEEDS_SINOGRAMS = (
-    "fb-sem reconstructs images from measured sinograms, and datasets of slices carry none; choose"
-    " another model"
-)
-EVENTS, REQUEST, BUNDLE = "events.jsonl", "request.json", "bundle"
+REQUEST, LOGGED = "request.json", "logged.json"
 
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainRequest:
-    """What a pretraining run computes; the number of workers is not part of it.
-
-    Attributes:
-        name: name of the run; the same name resumes.
-        data: absolute dataset folder.
-        model: network, diffusion and sampler.
-        train: length, optimiser, seed, intervals.
-        batch_size: slices per step over all workers.
-        augment: augmentation of the training slices.
-    """
-
-    name: str
-    data: str
-    model: AnyModelConfig = field(default_factory=lambda: preset("base"))
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(validate_every=1000, snapshot_every=1000)
-    )
-    batch_size: int = 4
-    augment: Augmentation = "flip"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size=}")
+_METRICS = {"progress": "train", "validated": "validation", "finished": "time"}
+"""Kind of an event to the group of its metrics; other kinds are not logged."""
 
 
 @dataclass(frozen=True)
-class Workers:
-    """How many workers share a run, and whether each has a GPU."""
+class PretrainPlan:
+    """What a request would do, found out without starting anything.
 
-    count: int
-    on_gpu: bool
+    Attributes:
+        state: whether the run is new, begun or finished.
+        step: step it goes on from.
+        batch: how the workers share the batch.
+        asked: resources of the workers.
+        slices: number of training and validation slices.
+        weights_bytes: size of the weights; a checkpoint has five times as many.
+    """
 
-    @property
-    def resources(self) -> Resources:
-        """What they occupy."""
-        return Resources(cpus=self.count, gpus=self.count if self.on_gpu else 0)
+    state: Literal["new", "begun", "finished"]
+    step: int
+    batch: BatchShare
+    asked: Resources
+    slices: tuple[int, int]
+    weights_bytes: int
+
+
+def plan_pretraining(
+    workspace: Workspace, request: PretrainRequest, workers: Workers
+) -> PretrainPlan:
+    """Check all that can be checked without starting Ray, and say what would happen.
+
+    Raises:
+        ConfigError, DataError, ResourceError: as `pretrain` would.
+    """
+    folder = workspace.pretraining(request.name)
+    _refuse_another(folder, request)
+    check_machine(workers)
+    dataset = check_request(request, workers, folder)
+    begun_already = (folder / REQUEST).is_file()
+    finished = (folder / BUNDLE).is_dir()
+    return PretrainPlan(
+        state="finished" if finished else "begun" if begun_already else "new",
+        step=request.train.iterations if finished else Checkpoints(folder).newest(),
+        batch=share_batch(request, workers.count),
+        asked=workers.resources,
+        slices=(len(dataset.part("train")), len(dataset.part("validation"))),
+        weights_bytes=weight_bytes(request.model),
+    )
 
 
 def pretrain(
-    workspace: Workspace, store: TrackingStore, request: PretrainRequest, workers: Workers
+    workspace: Workspace,
+    store: TrackingStore,
+    request: PretrainRequest,
+    workers: Workers,
+    *,
+    wait: bool = False,
 ) -> Bundle:
     """Pretrain, or resume, or return what is finished.
+
+    Args:
+        workspace: where the run's folder is.
+        store: MLflow; only the driver writes to it.
+        request: what to compute.
+        workers: on how many workers.
+        wait: wait for resources that a cluster may still get.
 
     Raises:
         ConfigError: a run of this name has other settings, or the batch cannot be shared.
         DataError: the dataset is damaged, leaking or of another image size than the model.
-        ResourceError: the cluster is too small.
-        TrainingError: a worker failed; the message is its own.
+        ResourceError: the cluster is too small, or the disk.
+        TrainingError: the workers failed; the message is their own.
+        KeyboardInterrupt: it was stopped, at a checkpoint.
     """
     folder = workspace.pretraining(request.name)
     _refuse_another(folder, request)
     if (folder / BUNDLE).is_dir():
         say(f"Pretraining {request.name} is finished: {folder / BUNDLE}")
-        return load_bundle(folder / BUNDLE)
-    if request.batch_size % workers.count:
-        raise ConfigError(
-            f"--batch-size {request.batch_size} cannot be shared by {workers.count} workers;"
-            " choose a multiple"
-        )
-    dataset = open_dataset(Path(request.data))
-    check_image_size(dataset, request.model)
-    with connect() as cluster:
-        _require(cluster, workers)
-        # Only now: a command that could not begin must not hold the name.
-        write_json(folder / REQUEST, to_dict(request))
-        run = _open_run(store, request, dataset)
-        total = request.train.iterations
-        title = f"Pretraining {request.name} on {workers.resources}"
-        with (
-            run.watched(),
-            task(title, total) as shown,
-            follow(folder / EVENTS, _Follower(shown, run)),
-        ):
-            _fit(folder, request, workers)
-    bundle = load_bundle(folder / BUNDLE)
-    run.log_dir(bundle.folder, "checkpoints/best")
-    run.log_metrics({f"best/{k}": v for k, v in bundle.provenance.metrics.items()}, total)
-    run.finish("finished")
-    return bundle
+        return _complete_log(folder, store, request)
+    check_machine(workers)
+    dataset = check_request(request, workers, folder)
+    with connect(purpose=f"pretrain {request.name}") as cluster:
+        check_cluster(cluster, workers, wait=wait)
+        check_shared(workspace.root, dataset.folder)
+        with _alone(folder):
+            # Only now: a command that could not begin must not hold the name.
+            write_json(folder / REQUEST, to_dict(request))
+            shutil.rmtree(folder / WORKERS, ignore_errors=True)
+            run = _open_run(store, request, dataset, workers)
+            with run.watched():
+                _train(cluster, folder, run, request, workers, wait=wait)
+    return _complete_log(folder, store, request)
+
+
+def begun(workspace: Workspace, name: str) -> PretrainRequest | None:
+    """The request of the run ``name``, if it was begun."""
+    file = workspace.pretraining(name) / REQUEST
+    return from_dict(PretrainRequest, read_json(file)) if file.is_file() else None
+
+
+def unused_name(workspace: Workspace, name: str) -> str:
+    """``name``, or the first of ``name-2``, ``name-3``, ... that no run has."""
+    candidates = [name, *(f"{name}-{number}" for number in range(2, 1000))]
+    return next(n for n in candidates if not workspace.pretraining(n).exists())
 
 
 def _refuse_another(folder: Path, request: PretrainRequest) -> None:
@@ -129,33 +177,39 @@ def _refuse_another(folder: Path, request: PretrainRequest) -> None:
     if from_dict(PretrainRequest, read_json(folder / REQUEST)) != request:
         raise ConfigError(
             f"pretraining run {request.name!r} was begun with other settings (see"
-            f" {folder / REQUEST}); give another --name, or the same settings to resume it"
+            f" {folder / REQUEST}); give another --name, or --restart, or the same settings to"
+            " resume it"
         )
 
 
-def check_image_size(dataset: Dataset, model: AnyModelConfig) -> None:
-    """Refuse slices that the network was not built for.
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run against other commands.
 
     Raises:
-        ConfigError: sizes differ, or the model needs what the slices do not carry.
+        ResourceError: one is training it.
     """
-    if model.system == "fb-sem":
-        raise ConfigError(f"{dataset.folder}: {NEEDS_SINOGRAMS}")
-    have, want = dataset.manifest.image_size, model.image_size
-    if have != want:
-        setting = f"{'network.' if model.system == 'mfdiff' else ''}image_size"
-        raise ConfigError(
-            f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
-            f" simulate at {want}x{want}, or pretrain a model of that size"
-            f" (pretrain --set model.{setting}={have})"
-        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResourceError(
+                f"another command is training {folder.name!r}; stop it with `touch"
+                f" {folder / STOP}`, or give another --name"
+            ) from None
+        yield
 
 
-def _open_run(store: TrackingStore, request: PretrainRequest, dataset: Dataset) -> Run:
+def _open_run(
+    store: TrackingStore, request: PretrainRequest, dataset: Dataset, workers: Workers
+) -> Run:
     tags = {
         "domain": dataset.manifest.domain,
         "kind": "pretraining",
         "system": request.model.system,
+        "workers": str(workers.resources),
+        "batch": str(share_batch(request, workers.count)),
     }
     run = store.find_or_create(EXPERIMENT, f"pretrain/{request.name}", request.name, tags)
     run.log_config(flatten(request))
@@ -163,151 +217,81 @@ def _open_run(store: TrackingStore, request: PretrainRequest, dataset: Dataset) 
     return run
 
 
-def _require(cluster: Cluster, workers: Workers) -> None:
-    have = cluster.total
-    on_gpu = workers.on_gpu and have.gpus > 0
-    fitting = min(have.gpus, have.cpus) if on_gpu else have.cpus
-    instead = f"try {'--gpus' if on_gpu else '--cpus'} {fitting:g}"
-    cluster.require(workers.resources, f"pretraining with {workers.count} workers", instead)
+def _train(
+    cluster: Cluster,
+    folder: Path,
+    run: Run,
+    request: PretrainRequest,
+    workers: Workers,
+    *,
+    wait: bool,
+) -> None:
+    """Run the workers to their end, with their events on the terminal and in MLflow."""
+    say(f"Dashboard {cluster.dashboard}, job 'pretrain {request.name}'; run folder {folder}")
+    title = f"Pretraining {request.name} on {workers.resources}"
+    config = {"folder": str(folder), "request": to_dict(request)}
+    with (
+        task(title, request.train.iterations) as shown,
+        follow(folder / EVENTS, _Follower(folder, run, shown)),
+    ):
+        run_group(
+            folder,
+            pretrain_worker,
+            config,
+            workers,
+            lambda: _before_restart(folder, cluster, workers, wait=wait),
+        )
+
+
+def _before_restart(folder: Path, cluster: Cluster, workers: Workers, *, wait: bool) -> None:
+    shutil.rmtree(folder / WORKERS, ignore_errors=True)  # who they were is no longer true
+    check_cluster(cluster, workers, wait=wait)
 
 
 class _Follower:
     """Shows the workers' events on the terminal and logs them to MLflow."""
 
-    def __init__(self, shown: Task, run: Run) -> None:
-        self._shown, self._run = shown, run
+    def __init__(self, folder: Path, run: Run, shown: Task | None = None) -> None:
+        self._folder, self._run, self._shown = folder, run, shown
         self._validated = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
         step, kind = event.pop("step"), event.pop("kind")
+        if self._shown is not None:
+            self._show(self._shown, step, kind, event)
+        if kind in _METRICS:
+            named = {f"{_METRICS[kind]}/{name}": value for name, value in event.items()}
+            self._run.log_metrics(named, step)
+        picture = picture_file(self._folder, step)
+        if kind == "validated" and picture.is_file():
+            self._run.log_image(SlicePicture.load(picture).png("restored"), "validation", step)
+            picture.unlink()
+
+    def _show(self, shown: Task, step: int, kind: str, event: dict[str, Any]) -> None:
+        if kind == "validated":
+            self._validated = f", validation {event['psnr']:.2f} dB"
+        note = self._validated
         if kind == "progress":
-            note = f"loss {event['loss']:.4f}, {event['steps_per_s']:.2f} it/s{self._validated}"
-        else:
-            note = self._validated = f", validation {event['psnr']:.2f} dB"
-        self._shown.update(step, note.lstrip(", "))
-        group = "train" if kind == "progress" else "validation"
-        self._run.log_metrics({f"{group}/{name}": value for name, value in event.items()}, step)
+            note = f"loss {event['loss']:.4f}, {event['steps_per_s']:.2f} it/s{note}"
+        shown.update(step, note.lstrip(", "))
 
 
-def _fit(folder: Path, request: PretrainRequest, workers: Workers) -> None:
-    """Run the workers to the end, restarting them from the last checkpoint if one dies."""
-    import ray.train
-    import torch
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # Logical GPUs of a machine without CUDA, as in tests, still train over gloo.
-    on_cuda = workers.on_gpu and torch.cuda.is_available()
-    trainer = TorchTrainer(
-        pretrain_worker,
-        train_loop_config={"folder": str(folder), "request": to_dict(request)},
-        torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.on_gpu, resources_per_worker=None
-        ),
-        run_config=ray.train.RunConfig(
-            name="train",
-            storage_path=str(folder),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=0),
-            logging_config=ray.train.LoggingConfig("ERROR"),
-        ),
+def _complete_log(folder: Path, store: TrackingStore, request: PretrainRequest) -> Bundle:
+    """Log whatever of a finished run is not in MLflow yet; its bundle."""
+    bundle = load_bundle(folder / BUNDLE)
+    if (folder / LOGGED).is_file():
+        return bundle
+    run = store.find_or_create(EXPERIMENT, f"pretrain/{request.name}", request.name)
+    handle = _Follower(folder, run)
+    for event in EventReader(folder / EVENTS).new():  # what is there already is passed over
+        handle(event)
+    run.log_dir(bundle.folder, "checkpoints/best")
+    run.log_dir(folder / LAST, "checkpoints/last")
+    best = {f"best/{name}": value for name, value in bundle.provenance.metrics.items()}
+    run.log_metrics(best, request.train.iterations)
+    run.log_table(
+        [read_json(card) for card in sorted(folder.glob("workers/*.json"))], "workers.json"
     )
-    try:
-        with interruptible():
-            trainer.fit()
-    except ray.train.TrainingFailedError as failure:
-        raise TrainingError(_reason(failure)) from failure
-
-
-def _reason(failure: Exception) -> str:
-    """The first worker's own words rather than Ray's."""
-    failures = getattr(failure, "worker_failures", None) or {}
-    for cause in failures.values():
-        inner = getattr(cause, "cause", None) or cause
-        return str(inner).strip().splitlines()[-1]
-    return str(failure).strip().splitlines()[0]
-
-
-def pretrain_worker(config: dict[str, Any]) -> None:
-    """One worker of a Ray Train group."""
-    from mfdiff_platform.context import RayTrainContext
-
-    request = from_dict(PretrainRequest, config["request"])
-    run_worker(request, Path(config["folder"]), RayTrainContext())
-
-
-def run_worker(request: PretrainRequest, folder: Path, context: TrainContext) -> None:
-    """Train under any launcher; rank 0 writes events and, at the end, the bundle to ``folder``."""
-    dataset = open_dataset(Path(request.data))
-    model = build_model(request.model, request.train.seed).to(context.device)
-    model.set_layout(request.train.layout)
-    state = start_training(model, request.train.optim)
-    context.resume(state)
-    train_set = dataset.part("train").resident(context.device)
-    stream = BatchStream(
-        train_set,
-        request.batch_size,
-        request.train.seed,
-        request.augment,
-        device=context.device,
-    )
-    held_out = dataset.part("validation")
-    log = EventLog(folder / EVENTS) if context.share.rank == 0 else None
-    clock = time.monotonic(), state.step
-    events = train(
-        state,
-        stream,
-        request.train,
-        validate=lambda judged: shared_validation(judged, held_out, context.share),
-        parallel=context.wrap(model),
-        share=context.share,
-    )
-    for event in events:
-        if isinstance(event, Snapshot):
-            context.checkpoint(state)
-        elif log is not None and isinstance(event, Progress):
-            now = time.monotonic(), event.step
-            rate = (now[1] - clock[1]) / max(now[0] - clock[0], 1e-9)
-            clock = now
-            values = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm}
-            log.append("progress", event.step, values | {"steps_per_s": rate})
-        elif log is not None and isinstance(event, Validated):
-            log.append("validated", event.step, event.metrics)
-    if not state.best_weights:
-        raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
-    if context.share.rank == 0:
-        save_bundle(
-            folder / BUNDLE,
-            request.model,
-            state.best_weights,
-            _provenance(request, dataset, state.best),
-        )
-
-
-def shared_validation(model: RestorationModel, slices: SliceSet, share: Share) -> dict[str, float]:
-    """Mean metrics over ``slices``, each worker restoring its part of them."""
-    import torch
-
-    mine = set(range(share.rank, len(slices), share.world_size))
-    position = iter(range(len(slices)))
-    part = slices.select(lambda _: next(position) in mine)
-    device = next(model.parameters()).device  # NCCL reduces what lies on its own device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    if len(part):
-        rows = torch.tensor(evaluate_model(model, part).rows(), dtype=torch.float64)
-        sums += rows.sum(0).to(device)
-    means = share.mean(sums) * share.world_size / len(slices)
-    return dict(zip(("psnr", "ssim", "nmse"), means.tolist(), strict=True))
-
-
-def _provenance(request: PretrainRequest, dataset: Dataset, best: float) -> Provenance:
-    return Provenance(
-        domain=dataset.manifest.domain,
-        strategy="pretrain",
-        iterations=request.train.iterations,
-        seed=request.train.seed,
-        data=dataset.manifest.fingerprint,
-        voxel_mm=dataset.shards[0].infos[0].voxel_mm,
-        recipe=to_dict(request.train) | {"batch_size": request.batch_size},
-        metrics={"psnr": best},
-    )
+    run.finish("finished")
+    write_json(folder / LOGGED, {"waiting": store.spool.count()})
+    return bundle

@@ -18,10 +18,9 @@ from mfdiff_core.data.batches import BatchStream
 from mfdiff_core.data.dataset import SliceSet
 from mfdiff_core.data.slices import SliceInfo
 from mfdiff_core.errors import ConfigError, TrainingError
-from mfdiff_core.evaluation.figures import comparison_figure
 from mfdiff_core.evaluation.metrics import METRICS, Metrics
 from mfdiff_core.evaluation.statistics import subject_means
-from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, summarise
+from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.files import write_bytes, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.training.freezing import merge_lora
@@ -29,13 +28,12 @@ from mfdiff_core.training.loop import Progress, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start, starting_weights
+from mfdiff_platform.picture import restore_middle_slice
 from mfdiff_platform.strip import strip_file, write_strip
 from mfdiff_platform.suggestion import FINAL, LAST
 
 BUNDLE, PICTURE, SUBJECTS = "bundle", "validation.png", "subjects.json"
 CPU = torch.device("cpu")
-KBQ = 1e-3
-"""Bq/mL to kBq/mL, for pictures."""
 _ARRAYS = ("x_p", "x_m", "x_s", "tissue", "lesions")
 
 
@@ -132,7 +130,8 @@ def run_trial(
         metrics=best,
     )
     bundle = save_bundle(folder / BUNDLE, parent.config, model.state_dict(), provenance)
-    write_bytes(folder / PICTURE, slice_picture(bundle.model(), held_out, recipe.strategy))
+    picture = restore_middle_slice(bundle.model(), held_out).png(recipe.strategy)
+    write_bytes(folder / PICTURE, picture)
     return bundle
 
 
@@ -221,21 +220,6 @@ def _stream(
         share = recipe.replay or len(phantom) / (len(phantom) + len(domain))
     return BatchStream(
         domain, recipe.batch_size, setting.seed, recipe.augment, phantom, share, device
-    )
-
-
-def slice_picture(model: RestorationModel, slices: SliceSet, title: str) -> bytes:
-    """PNG of the middle slice of a set: T1, LPET, restored, SPET and error maps."""
-    row = len(slices) // 2
-    chosen = slices.select(lambda info: info is slices.infos[row])
-    restored = restore_slices(model, chosen).x_s
-    scale = chosen.infos[0].scale * KBQ
-    panels = {"LPET": (chosen.x_p[0, 0] * scale).numpy(), title: (restored[0, 0] * scale).numpy()}
-    return comparison_figure(
-        panels,
-        (chosen.x_s[0, 0] * scale).numpy(),
-        x_m=chosen.x_m[0, 0].numpy(),
-        voxel_mm=chosen.infos[0].voxel_mm,
     )
 
 

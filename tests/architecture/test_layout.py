@@ -30,7 +30,7 @@ FLAGS = {
     "pretrain": [
         "--model",
         *["--gpus", "--cpus", "--preset", "--data", "--iterations", "--batch-size", "--name"],
-        *["--set", *HOW],
+        *["--restart", "--wait", "--dry-run", "--cluster", "--set", *HOW],
     ],
     "adapt": [
         *["--domain", "--trials", "--name", "--data", "--pretrained", "--model"],
@@ -56,6 +56,8 @@ FLAGS = {
     "study gc": ["--quota-gb", "--dry-run", "--yes", *WHERE],
     "search-space show": ["domain", "--space", "--json"],
     "ui": ["--port", "--workspace"],
+    "cluster check": ["--cluster", "--json"],
+    "dashboard": ["--cluster", "--open", "--json"],
 }
 """Every argument of every verb. Flags name the run; hyperparameters go into --set and spaces."""
 
@@ -140,7 +142,7 @@ def test_models_on_the_command_line_are_all_there_are() -> None:
     assert MODEL_NAMES == MODELS
 
 
-@pytest.mark.parametrize("verb", ["model", "data", "search-space"])
+@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster"])
 def test_help_of_every_group_has_an_example(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,8 +12,19 @@ import pytest
 
 from mfdiff_core.data.manifest import load_manifest
 from mfdiff_core.errors import DataError
-from mfdiff_platform.cluster import Cluster, Resources, as_completed, connect, package_roots
+from mfdiff_platform.cli import run
+from mfdiff_platform.cluster import (
+    Cluster,
+    Resources,
+    as_completed,
+    connect,
+    package_roots,
+    prepare_environment,
+    versions,
+)
+from mfdiff_platform.dashboard import describe
 from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.nodes import _ask_each, report_nodes
 
 NOWHERE = "from mfdiff_platform.cluster import connect\nwith connect(): pass"
 
@@ -121,3 +133,96 @@ def test_cluster_that_does_not_answer_is_named_with_what_to_do() -> None:
     )
     assert "ResourceError: no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in found.stderr
     assert "unset RAY_ADDRESS" in found.stderr
+
+
+def test_what_fits_is_compared_part_by_part() -> None:
+    assert Resources(cpus=2, gpus=1).holds(Resources(cpus=2, gpus=1))
+    assert not Resources(cpus=8).holds(Resources(cpus=1, gpus=1))
+    assert not Resources(cpus=1, gpus=8).holds(Resources(cpus=2, gpus=1))
+
+
+@pytest.mark.ray
+def test_cluster_whose_cpus_are_taken_is_told_apart_from_one_that_is_too_small(
+    ray_cluster: Cluster,
+) -> None:
+    import ray
+
+    taken = ray.remote(num_cpus=3)(_work).remote(30)
+    while ray_cluster.free.holds(Resources(cpus=3)):
+        time.sleep(0.05)
+    try:
+        with pytest.raises(ResourceError, match=r"of 3 CPUs only 0 CPUs are free; .* --wait"):
+            ray_cluster.obtain(Resources(cpus=2), "pretraining", "try --cpus 1", wait=False)
+    finally:
+        ray.cancel(taken)
+    started = time.monotonic()
+    ray_cluster.obtain(Resources(cpus=2), "pretraining", "", wait=True)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.ray
+def test_every_node_is_reported_with_resources_and_versions(ray_cluster: Cluster) -> None:
+    (report,) = report_nodes()
+    assert report.fits
+    assert (report.cpus, report.gpus) == (3, 0)
+    assert report.versions == versions()
+
+
+@pytest.mark.ray
+def test_node_that_does_not_answer_says_why(ray_cluster: Cluster) -> None:
+    import ray
+
+    (answer,) = _ask_each(ray.nodes(), load_manifest, Path("/nowhere"))
+    assert isinstance(answer, DataError)
+
+
+@pytest.mark.ray
+def test_cluster_check_ends_well_where_all_nodes_are_alike(
+    ray_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cluster", "check"]) == 0
+    told = capsys.readouterr().out
+    assert "CPUs  GPUs  python" in told
+    assert "1 node: 3 CPUs; dashboard http://127.0.0.1" in told
+
+
+@pytest.mark.ray
+def test_dashboard_of_the_ray_that_runs_is_printed(
+    ray_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["dashboard", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["url"] == ray_cluster.dashboard
+
+
+def test_dashboard_elsewhere_comes_with_a_tunnel_and_the_token_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    found = describe("http://127.0.0.1:8265", "192.0.2.10")
+    assert any("ssh -L 8265:127.0.0.1:8265 192.0.2.10" in hint for hint in found.hints)
+    assert found.token_file == str(tmp_path / "token")
+    assert "secret" not in " ".join(found.hints)
+    assert "ssh" not in " ".join(describe("http://127.0.0.1:8265", "127.0.0.1").hints)
+
+
+def test_joining_a_cluster_uses_the_token_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "unset below")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    prepare_environment(joining=True)
+    assert "RAY_AUTH_MODE" not in os.environ
+    (tmp_path / "token").write_text("secret")
+    prepare_environment(joining=True)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_machine_is_counted_without_starting_ray() -> None:
+    program = (
+        "from mfdiff_platform.cluster import is_connected, machine\n"
+        "assert machine().cpus >= 1 and not is_connected()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

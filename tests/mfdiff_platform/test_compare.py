@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,30 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from mfdiff_core.config import override
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json
+from mfdiff_core.model import ModelConfig, preset
+from mfdiff_core.training.loop import train
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform import compare_plan, compare_training
 from mfdiff_platform.cli import cli
 from mfdiff_platform.compare import Compared, compare
 from mfdiff_platform.compare_plan import CompareScale, default_recipe, own, table
+from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
 MakeDataset = Callable[..., Path]
 COSTS = ("training_s", "slice_s")
+EVALUATIONS = {
+    **{"LPET": "", "LPET, Gaussian": "", "LPET, non-local means": ""},
+    **{"M-UNet": "1", "EA-GAN": "1", "Hi-Net": "1", "CNCL": "1"},
+    **{"CSRD, mean of 2": "70", "CSRD": "35"},
+    **{"MFdiff (paper), mean of 2": "6", "MFdiff (paper)": "20"},
+    **{"MFdiff, mean of 2": "4", "MFdiff": "2"},
+}
+"""Of Table 1's rows, with the shortened paper's chain of `few_steps`."""
 
 
 @pytest.fixture
@@ -70,7 +83,7 @@ def test_interrupted_comparison_goes_on_from_its_checkpoint(
     fresh = Workspace(tmp_path / "fresh")
     fresh.root.mkdir()
     (fresh.root / "data").symlink_to(workspace.root / "data")
-    train, steps = compare_training.train, []
+    steps: list[int] = []
 
     def stopping(state: Any, batches: Any, *args: Any, **settings: Any) -> Any:
         def watched(step: int) -> Any:
@@ -101,36 +114,46 @@ def test_second_stage_starts_from_the_first_and_settings_have_their_own_table(
     assert len(list((workspace.root / "comparisons/models").glob("m-unet-*"))) == 2
 
 
-def test_command_writes_every_form_of_the_table_with_its_definitions(
+def few_steps(name: str, system: str = "mfdiff") -> Any:
+    """Presets with the paper's thousand steps cut to twenty."""
+    config = preset(name, system)
+    if name != "paper" or system != "mfdiff":
+        return config
+    return override(config, {"diffusion.num_steps": 20, "sampler.num_evaluations": 20})
+
+
+def test_table_1_from_the_command_line_has_every_row_and_every_form(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, empty_database: Path
 ) -> None:
-    monkeypatch.delenv("MFDIFF_TRACKING_URI", raising=False)
-    (workspace.root / "mlflow.db").write_bytes(empty_database.read_bytes())
-    words = "compare --models mfdiff,csrd,fb-sem --preset tiny --iterations 1 --samples 2"
-    options = ["--test-slices", "1", "--workspace", str(workspace.root), "--json"]
-    short = ["--set", "lr=1e-4", "--batch-size", "2"]
+    monkeypatch.delenv(URI_VARIABLE, raising=False)
+    shutil.copyfile(empty_database, workspace.root / "mlflow.db")
+    monkeypatch.setattr(compare_plan, "preset", few_steps)
     monkeypatch.setattr(compare_plan, "MEAN_EVALUATIONS", 3)
-    result = CliRunner().invoke(cli, [*words.split(), *options, *short])
+    words = "compare table1 --preset tiny --iterations 5 --batch-size 2 --samples 2 --json"
+    options = ["--test-slices", "1", "--workspace", str(workspace.root)]
+    result = CliRunner().invoke(cli, [*words.split(), *options])
     assert result.exit_code == 0, result.output
     folder = Path(json.loads(result.stdout)["folder"])
-    page = (folder / "table.md").read_text()
-    labels = ["LPET", "LPET, Gaussian", "LPET, non-local means"]
-    labels += [
-        f"MFdiff{as_in}{k}" for as_in in (" (paper)", "") for k in (", mean of 2", "")
-    ]
-    labels += ["CSRD, mean of 2", "CSRD"]
     with (folder / "table.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["method"] for row in rows if row["setting"] == "ld"] == labels
-    evaluations = {row["method"]: row["evaluations"] for row in rows}
-    assert evaluations["MFdiff (paper)"] == "1000"
-    assert evaluations["MFdiff, mean of 2"] == "4"
-    assert evaluations["CSRD, mean of 2"] == "70"
+        rows = [row for row in csv.DictReader(stream) if row["setting"] == "ld"]
+    assert {row["method"]: row["evaluations"] for row in rows} == EVALUATIONS
+    page = (folder / "table.md").read_text()
     assert "FB-SEM is left out: it reconstructs from measured sinograms" in page
     assert "This convention ranks" in page
+    assert "lesions in PET only" in page
     assert r"\begin{tabular}" in (folder / "table.tex").read_text()
-    for name in ("slices", "psnr", "agreement"):
-        assert (folder / f"{name}-ld.png").stat().st_size > 1000
+    for figure in ("slices", "psnr", "agreement"):
+        assert (folder / f"{figure}-ld.png").stat().st_size > 1000
+
+
+def test_row_as_in_the_paper_predicts_eps_in_a_thousand_ancestral_steps() -> None:
+    row = next(method for method in table("table1", 8).methods if method.label == "MFdiff (paper)")
+    config = row.restoring("small")
+    assert isinstance(config, ModelConfig)
+    assert config.network == preset("small").network
+    assert config.diffusion.target == "eps"
+    assert (config.sampler.name, config.sampler.num_evaluations) == ("ddpm", 1000)
+    assert config.sampler.num_samples == 1
 
 
 @pytest.mark.parametrize("name", [f"table{number}" for number in range(1, 8)])

@@ -15,7 +15,7 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import AnyModelConfig, build_model, preset
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.plan import StudyPlan, newest_pretraining, plan_study
-from mfdiff_platform.pretrain import check_image_size
+from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, run_trial
 from mfdiff_platform.workspace import Workspace
 from tests.comparison.toy_systems import thin_config

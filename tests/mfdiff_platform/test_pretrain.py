@@ -33,8 +33,8 @@ from mfdiff_platform.pretrain import (
     PretrainRequest,
     Workers,
     pretrain,
-    run_worker,
 )
+from mfdiff_platform.pretrain_worker import run_worker
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
@@ -151,9 +151,7 @@ def test_two_workers_resume_what_ctrl_c_ended_for_one_and_compute_the_same(
     assert cut_short.data.tags["state"] == "interrupted"
 
     bundle = pretrain(workspace, store, request_, TWO)
-    repeated = [event["step"] for event in events(folder, "progress")]
-    assert repeated.count(1) == repeated.count(2) == 1
-    assert set(repeated) == set(range(1, 25))
+    assert [event["step"] for event in events(folder, "progress")] == list(range(1, 25))
     assert close(bundle, local(request_, tmp_path / "alone"), 1e-4)
     _check_run(store, bundle)
     assert pretrain(workspace, store, request_, replace(TWO, count=1)) == bundle

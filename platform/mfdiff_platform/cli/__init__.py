@@ -23,6 +23,8 @@ VERBS = {
     "model": "compare, promote and roll back registered site models",
     "search-space": "print a search space, resolved",
     "ui": "open MLflow on the workspace",
+    "cluster": "see what the nodes of a Ray cluster have",
+    "dashboard": "find Ray's dashboard",
 }
 """Verb to its line in the overview; kept here so that the overview loads none of them."""
 
@@ -92,16 +94,21 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Exit code of the command line ``arguments``."""
     from mfdiff_core.errors import MfdiffError
+    from mfdiff_platform.interrupt import Terminated, sigterm_raises
 
     try:
-        result = cli.main(arguments, prog_name="mfdiff-platform", standalone_mode=False)
+        with sigterm_raises():
+            result = cli.main(arguments, prog_name="mfdiff-platform", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as fault:
         fault.show()
         return fault.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; the same command goes on where it stopped.", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt) as fault:
+        # click turns every KeyboardInterrupt into its own Abort
+        terminated = isinstance(fault, Terminated) or isinstance(fault.__cause__, Terminated)
+        word = "Terminated" if terminated else "Interrupted"
+        click.echo(f"{word}; the same command goes on where it stopped.", err=True)
+        return 143 if terminated else 130
     except MfdiffError as fault:
         from mfdiff_platform.errors import exit_code
 

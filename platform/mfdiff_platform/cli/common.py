@@ -54,6 +54,24 @@ def settings_option(function: F) -> F:
     )(function)
 
 
+def cluster_option(function: F) -> F:
+    """Add ``--cluster``, which takes the place of ``RAY_ADDRESS``."""
+
+    def use(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
+        if file is not None:
+            from mfdiff_platform.cluster_file import use_cluster
+
+            use_cluster(file)
+        return file
+
+    return click.option(
+        "--cluster",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=use,
+        help="File of the `ray up` cluster to use.  [default: RAY_ADDRESS, else this machine]",
+    )(function)
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     """``("a.b=1",)`` as ``{"a.b": 1}``; values are read as YAML.
 

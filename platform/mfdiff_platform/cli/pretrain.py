@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mfdiff_platform.cli.common import (
     MODEL_NAMES,
+    cluster_option,
     common,
     open_store,
     parse_settings,
@@ -16,6 +18,12 @@ from mfdiff_platform.cli.common import (
     seed_option,
     settings_option,
 )
+
+if TYPE_CHECKING:
+    from mfdiff_platform.pretrain import PretrainPlan, PretrainRequest, Workers
+    from mfdiff_platform.workspace import Workspace
+
+MB = 1e6
 
 
 @click.command("pretrain")
@@ -41,9 +49,14 @@ from mfdiff_platform.cli.common import (
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Slices per step over all workers.  [default: 4, or the next multiple of the workers]",
+    help="Slices per step over all workers.  [default: that of the run, else 4 or the next"
+    " multiple of the workers]",
 )
 @click.option("--name", help="Name of the run; the same name resumes.  [default: [MODEL-]PRESET]")
+@click.option("--restart", is_flag=True, help="Start over, as NAME-2, NAME-3, ...")
+@click.option("--wait", is_flag=True, help="Wait for a cluster's resources instead of ending.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would happen, and end.")
+@cluster_option
 @settings_option
 @seed_option
 @common
@@ -56,6 +69,10 @@ def command(
     iterations: int,
     batch_size: int | None,
     name: str | None,
+    restart: bool,
+    wait: bool,
+    dry_run: bool,
+    cluster: Path | None,
     settings: tuple[str, ...],
     seed: int,
     workspace: Path | None,
@@ -63,8 +80,12 @@ def command(
 ) -> None:
     """Train on phantoms: the external stage. The same command again resumes.
 
-    Settings are those of the request, for example train.optim.lr, train.precision,
-    model.sampler.num_evaluations, model.network.unet.channels or augment.
+    The batch is that of all workers together and stays the same on any number of them; the
+    learning rate belongs to it and follows neither. Ctrl-C, SIGTERM and a file named `stop` in the
+    run's folder end a run at a checkpoint; it can go on with another number of workers.
+
+    Settings are those of the request, for example train.optim.lr, train.precision, micro_batch
+    (most slices that a worker takes at once), model.sampler.num_evaluations or augment.
 
     \b
     Examples:
@@ -75,26 +96,73 @@ def command(
     """
     if gpus and cpus:
         raise click.UsageError("give either --gpus or --cpus: a worker runs on one or the other")
+    parsed = parse_settings(settings)
     from mfdiff_core.config import override
     from mfdiff_core.model import preset as model_preset
     from mfdiff_core.training.loop import TrainConfig
-    from mfdiff_platform.pretrain import PretrainRequest, Workers, pretrain
+    from mfdiff_platform.preflight import check_machine
+    from mfdiff_platform.pretrain import PretrainRequest, Workers, begun, pretrain, unused_name
     from mfdiff_platform.workspace import open_workspace
 
     workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
     space = open_workspace(workspace)
     every = max(1, min(1000, iterations // 5))
+    name = name or (preset if system == "mfdiff" else f"{system}-{preset}")
+    earlier = None if restart else begun(space, name)
     request = PretrainRequest(
-        name=name or (preset if system == "mfdiff" else f"{system}-{preset}"),
+        name=unused_name(space, name) if restart else name,
         data=str((data or space.dataset("phantom")).absolute()),
         model=model_preset(preset, system),
         train=TrainConfig(
             iterations=iterations, seed=seed, validate_every=every, snapshot_every=every
         ),
-        batch_size=batch_size or math.ceil(4 / workers.count) * workers.count,
+        batch_size=batch_size
+        or (earlier.batch_size if earlier else math.ceil(4 / workers.count) * workers.count),
     )
-    request = override(request, parse_settings(settings))
-    bundle = pretrain(space, open_store(space), request, workers)
+    request = override(request, parsed)
+    check_machine(workers)
+    if dry_run:
+        _rehearse(space, request, workers, as_json)
+        return
+    bundle = pretrain(space, open_store(space), request, workers, wait=wait)
     psnr = bundle.provenance.metrics["psnr"]
     values = {"bundle": str(bundle.folder), "psnr": psnr, "iterations": request.train.iterations}
     print_result(values, f"{bundle.folder}\nbest validation PSNR {psnr:.2f} dB", as_json)
+
+
+def _rehearse(space: Workspace, request: PretrainRequest, workers: Workers, as_json: bool) -> None:
+    """Every check that `pretrain` would make, and what it would do."""
+    from dataclasses import asdict
+
+    from mfdiff_platform.cluster import connect, is_addressed
+    from mfdiff_platform.nodes import check_shared
+    from mfdiff_platform.preflight import check_cluster
+    from mfdiff_platform.pretrain import plan_pretraining
+
+    plan = plan_pretraining(space, request, workers)
+    open_store(space)
+    if is_addressed():
+        with connect(purpose="pretrain --dry-run") as cluster:
+            check_cluster(cluster, workers, wait=False)
+            check_shared(space.root, Path(request.data))
+    values = {"name": request.name, "folder": str(space.pretraining(request.name)), **asdict(plan)}
+    print_result(values, _told(space, request, plan), as_json)
+
+
+def _told(space: Workspace, request: PretrainRequest, plan: PretrainPlan) -> str:
+    doing = {
+        "new": "starts",
+        "begun": f"goes on from step {plan.step}",
+        "finished": "is finished; nothing would be done",
+    }
+    train, held_out = plan.slices
+    rows = {
+        "run": f"{request.name} {doing[plan.state]} ({space.pretraining(request.name)})",
+        "workers": f"{plan.asked}",
+        "batch": f"{plan.batch} slices, the same on any number of workers",
+        "learning rate": f"{request.train.optim.lr:g}, follows neither workers nor batch",
+        "steps": f"{request.train.iterations}, a checkpoint every {request.train.snapshot_every}",
+        "data": f"{request.data}: {train} slices to train on, {held_out} held out",
+        "weights": f"{plan.weights_bytes / MB:.1f} MB; a checkpoint has five times as many",
+    }
+    return "\n".join(f"{name:14} {text}" for name, text in rows.items())

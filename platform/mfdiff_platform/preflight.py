@@ -1,0 +1,134 @@
+"""What must be true before a pretraining starts; each check fails with one sentence.
+
+Cheap ones come first and need no Ray: a request that this machine cannot meet is refused in
+seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+from mfdiff_core.data.dataset import Dataset, open_dataset
+from mfdiff_core.errors import ConfigError
+from mfdiff_core.model import AnyModelConfig, build_model
+from mfdiff_platform.checkpoints import KEPT, checkpoint_bytes, no_space
+from mfdiff_platform.cluster import Cluster, is_addressed, is_connected, machine
+from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.pretrain_request import PretrainRequest, Workers, share_batch
+
+_BUNDLES = 2
+
+NEEDS_SINOGRAMS = (
+    "fb-sem reconstructs images from measured sinograms, and datasets of slices carry none; choose"
+    " another model"
+)
+
+
+def check_machine(workers: Workers) -> None:
+    """Refuse what this machine does not have, when it is this machine that is asked.
+
+    Raises:
+        ResourceError: it is too small; says what it has and what to type instead.
+    """
+    if is_connected() or is_addressed():
+        return
+    have = machine()
+    if not have.holds(workers.resources):
+        raise ResourceError(
+            f"{purpose(workers)} needs {workers.resources}, this machine has {have};"
+            f" {_instead(workers, have.cpus, have.gpus)}"
+        )
+
+
+def check_request(request: PretrainRequest, workers: Workers, folder: Path) -> Dataset:
+    """Refuse a batch, dataset or disk that the run cannot use; returns the dataset.
+
+    Raises:
+        ConfigError: the batch cannot be shared, or the slices are of another size.
+        DataError: the dataset is missing, damaged or leaking.
+        ResourceError: no space for the checkpoints.
+    """
+    share_batch(request, workers.count)
+    dataset = open_dataset(Path(request.data))
+    check_image_size(dataset, request.model)
+    check_disk(folder, request.model)
+    return dataset
+
+
+def check_image_size(dataset: Dataset, model: AnyModelConfig) -> None:
+    """Refuse slices that the network was not built for.
+
+    Raises:
+        ConfigError: sizes differ, or the model needs what the slices do not carry.
+    """
+    if model.system == "fb-sem":
+        raise ConfigError(f"{dataset.folder}: {NEEDS_SINOGRAMS}")
+    have, want = dataset.manifest.image_size, model.image_size
+    if have != want:
+        setting = f"{'network.' if model.system == 'mfdiff' else ''}image_size"
+        raise ConfigError(
+            f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
+            f" simulate at {want}x{want}, or pretrain a model of that size"
+            f" (pretrain --set model.{setting}={have})"
+        )
+
+
+def check_disk(folder: Path, model: AnyModelConfig) -> None:
+    """See that the kept checkpoints, the one being written and the bundles will fit.
+
+    Raises:
+        ResourceError: they do not; names the folder and the bytes.
+    """
+    weights = weight_bytes(model)
+    have = sum(f.stat().st_size for f in folder.rglob("*.safetensors")) if folder.exists() else 0
+    need = (KEPT + 1) * checkpoint_bytes(weights) + _BUNDLES * weights - have
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if shutil.disk_usage(there).free < need:
+        raise ResourceError(no_space(folder, need))
+
+
+def weight_bytes(model: AnyModelConfig) -> int:
+    """Bytes of a model's weights, counted without making them."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(value.nbytes for value in build_model(model, 0).state_dict().values())
+
+
+def check_cluster(cluster: Cluster, workers: Workers, *, wait: bool) -> None:
+    """See that the workers fit on the cluster's nodes and that these are free.
+
+    Raises:
+        ResourceError: they do not, now or (without ``wait``) yet.
+    """
+    have = cluster.total
+    instead = _instead(workers, have.cpus, have.gpus)
+    cluster.obtain(workers.resources, purpose(workers), instead, wait=wait)
+    if (fitting := _places(workers)) < workers.count:
+        raise ResourceError(
+            f"{purpose(workers)} needs a CPU beside each GPU; the nodes have {fitting} such places,"
+            f" try --gpus {fitting}"
+        )
+
+
+def _places(workers: Workers) -> int:
+    """Workers that the nodes have room for."""
+    import ray
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = ("CPU", "GPU") if workers.on_gpu else ("CPU",)
+    return sum(math.floor(min(node.get(name, 0) for name in wanted)) for node in resources)
+
+
+def purpose(workers: Workers) -> str:
+    """What the resources are for, in messages."""
+    return f"pretraining with {workers.count} worker{'s' * (workers.count != 1)}"
+
+
+def _instead(workers: Workers, cpus: float, gpus: float) -> str:
+    """What to type on a machine or cluster with these resources."""
+    on_gpu = workers.on_gpu and gpus > 0
+    fitting = min(gpus, cpus) if on_gpu else cpus
+    return f"try {'--gpus' if on_gpu else '--cpus'} {fitting:g}"
