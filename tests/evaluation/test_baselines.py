@@ -5,7 +5,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from mfdiff_core.errors import DataError
-from mfdiff_core.evaluation.baselines import GaussianFilter, best_gaussian
+from mfdiff_core.evaluation.baselines import (
+    GaussianFilter,
+    NonLocalMeans,
+    best_gaussian,
+    best_non_local_means,
+)
 from mfdiff_core.evaluation.metrics import evaluate_slices
 
 
@@ -70,3 +75,35 @@ def test_nothing_to_choose_on_is_refused() -> None:
         best_gaussian(np.zeros((0, 8, 8)), np.zeros((0, 8, 8)), 2.0)
     with pytest.raises(ValueError, match="fwhm_mm=-1"):
         GaussianFilter(fwhm_mm=-1)
+
+
+def test_non_local_means_of_no_strength_is_the_lpet_itself() -> None:
+    x_p, _ = noisy_pair()
+    assert np.array_equal(NonLocalMeans(strength=0.0).apply(x_p), x_p)
+
+
+def test_non_local_means_keeps_an_edge_that_a_gaussian_blurs() -> None:
+    x_s = np.zeros((1, 40, 40), dtype=np.float32)
+    x_s[:, :, 20:] = 1
+    noise = 0.05 * np.random.default_rng(0).standard_normal(x_s.shape)
+    x_p = (x_s + noise).astype(np.float32)
+    kept = evaluate_slices(best_non_local_means(x_p, x_s).apply(x_p), x_s).mean().psnr
+    blurred = evaluate_slices(best_gaussian(x_p, x_s, 2.0).apply(x_p, 2.0), x_s).mean().psnr
+    assert kept > blurred + 3
+
+
+def test_best_strength_beats_its_neighbours() -> None:
+    x_p, x_s = noisy_pair()
+    grid = (0.0, 0.05, 0.1, 0.2, 0.4)
+    best = best_non_local_means(x_p, x_s, grid).strength
+    scores = {
+        h: evaluate_slices(NonLocalMeans(strength=h).apply(x_p), x_s).mean().psnr for h in grid
+    }
+    assert scores[best] == max(scores.values()) > scores[0.0]
+
+
+def test_non_local_means_refuses_what_gaussian_does() -> None:
+    with pytest.raises(DataError, match="no validation slices"):
+        best_non_local_means(np.zeros((0, 8, 8)), np.zeros((0, 8, 8)))
+    with pytest.raises(ValueError, match="strength=-1"):
+        NonLocalMeans(strength=-1)

@@ -66,6 +66,17 @@ def test_error_maps_share_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(pets)) == 1
 
 
+def test_arrows_are_drawn_in_the_upper_row_alone() -> None:
+    x_p, _, x_s = slices()
+    arrow = figures.Arrow(32, 32, "#00ff00")
+    plain, pointed = (
+        pixels(comparison_figure({"LPET": x_p}, x_s, arrows=arrows)) for arrows in ((), [arrow])
+    )
+    changed = np.flatnonzero((plain != pointed).any(axis=(1, 2)))
+    assert len(changed)
+    assert changed.max() < len(plain) / 2
+
+
 def test_contact_sheet_has_a_row_per_setting() -> None:
     x_p, x_m, x_s = slices()
     row = Triplet(x_m, x_p, x_s)
