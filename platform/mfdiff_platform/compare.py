@@ -77,7 +77,7 @@ def compare(
     arms = {m.label: _arm(m, scale, slices, comparison.domain) for m in comparison.methods}
     setting = comparison.setting or None
     test = evenly(slices.domain.part("test", setting), scale.test_slices)
-    folder = workspace.comparison(f"{comparison.name}-{scale.size}-{scale.recipe.iterations}")
+    folder = workspace.comparison(_name(comparison, scale))
     run = _open_run(store, comparison, scale, folder.name, slices)
     with run.watched():
         restored, notes = filtered(slices.domain, test)
@@ -96,6 +96,11 @@ def compare(
     return Compared(folder, table, markdown)
 
 
+def _name(comparison: Comparison, scale: CompareScale) -> str:
+    seed = f"-seed{scale.seed}" if scale.seed else ""
+    return f"{comparison.name}-{scale.size}-{scale.recipe.iterations}{seed}"
+
+
 def _open(
     workspace: Workspace, comparison: Comparison, data: Path | None, phantom: Path | None
 ) -> Slices:
@@ -110,31 +115,30 @@ def _open(
 
 def _arm(method: Method, scale: CompareScale, slices: Slices, domain: str) -> Arm:
     """The training behind a row; rows of one training share it by fingerprint."""
-    model, label = method.config(scale.size), method.label.partition(",")[0]
-    scratch = replace(scale.recipe, strategy="internal")
+    label = method.label.partition(",")[0]
+    scratch = Arm(
+        label=label,
+        model=method.config(scale.size),
+        recipe=replace(scale.recipe, strategy="internal"),
+        data=slices.domain,
+        precision=scale.precision,
+        seed=scale.seed,
+    )
     if domain == PHANTOM:
-        return Arm(label=label, model=model, recipe=scratch, data=slices.domain, seed=scale.seed)
+        return scratch
     external = None
     if slices.phantom is not None:
-        external = Arm(
-            label=f"{label} on phantoms",
-            model=model,
-            recipe=scratch,
-            data=slices.phantom,
-            seed=scale.seed,
-        )
+        external = replace(scratch, label=f"{label} on phantoms", data=slices.phantom)
     if method.strategy == "external":
         assert external is not None, "phantoms were opened for this strategy"
         return external
     recipe = _adapting(method, scale)
-    return Arm(
+    return replace(
+        scratch,
         label=f"{label} on {domain}",
-        model=model,
         recipe=recipe,
-        data=slices.domain,
         phantom=slices.phantom if method.strategy == "single_stage" else None,
         parent=external if recipe.starts_pretrained else None,
-        seed=scale.seed,
     )
 
 
@@ -201,7 +205,8 @@ def _facts(
         "training": (
             f"{recipe.iterations} iterations, batch {recipe.batch_size}, AdamW at {recipe.lr:g}"
             f" ({recipe.schedule}, warm-up {recipe.warmup}), averaged at {recipe.ema:g},"
-            f" augmentation {recipe.augment}, seed {scale.seed}; the same for every row"
+            f" augmentation {recipe.augment}, {scale.precision}, seed {scale.seed}; the same for"
+            " every row"
         ),
         "code": f"mfdiff-platform {mfdiff_core.__version__}",
     }

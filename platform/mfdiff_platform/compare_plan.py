@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from mfdiff_core.comparison.csrd import CSRDConfig
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
+from mfdiff_core.files import sha256_text
 from mfdiff_core.model import MODELS, AnyModelConfig, ModelConfig, preset
 from mfdiff_core.networks.presets import network_preset
+from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, Strategy
 
 PHANTOM = "phantom"
@@ -21,6 +23,8 @@ LABELS = {
 RIVALS = ("m-unet", "fb-sem", "ea-gan", "hi-net", "cncl", "csrd")
 LADDER = ("unet", "munet", "gmunet", "dmunet", "cmunet")
 NO_SINOGRAMS = "it reconstructs from measured sinograms, which datasets of slices do not carry"
+LONGEST_NAME = 24
+"""Longer lists of models are named by their number and a hash."""
 MEAN_EVALUATIONS = 20
 """Evaluations per sample where K samples of the paper's thousand steps would take hours."""
 
@@ -98,6 +102,7 @@ class CompareScale:
         adapt_iterations: of the internal stage.
         samples: K of the rows that take a mean; 1 leaves them out.
         test_slices: at most so many of each setting, evenly spread; None takes all.
+        precision: of all trainings.
         seed: keys everything.
     """
 
@@ -106,6 +111,7 @@ class CompareScale:
     adapt_iterations: int
     samples: int = 8
     test_slices: int | None = None
+    precision: Precision = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -182,7 +188,10 @@ def own(models: Sequence[str], domain: str, samples: int) -> Comparison:
     chosen = tuple(dict.fromkeys(models))
     if set(chosen) <= {"fb-sem"}:
         raise ConfigError(f"nothing to compare: give --models other than fb-sem ({NO_SINOGRAMS})")
-    name = f"{domain}-{'-'.join(chosen)}"
+    joined = "-".join(chosen)
+    if len(joined) > LONGEST_NAME:
+        joined = f"{len(chosen)}-models-{sha256_text(joined)[:6]}"
+    name = f"{domain}-{joined}"
     return _restoration(name, f"Comparison on {domain}", domain, chosen, samples)
 
 

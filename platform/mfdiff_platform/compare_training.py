@@ -23,6 +23,7 @@ from mfdiff_core.files import read_json, sha256_text, write_json
 from mfdiff_core.model import AnyModelConfig, RestorationModel, build_model
 from mfdiff_core.training.loop import Event, Snapshot, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start
 from mfdiff_platform.compare_slices import evenly
 from mfdiff_platform.context import LocalContext
@@ -31,7 +32,7 @@ from mfdiff_platform.pretrain_request import fast_sampler
 from mfdiff_platform.progress import Task, task
 
 BUNDLE, CLOCK, DESCRIPTION = "bundle", "clock.json", "arm.json"
-VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 4, 16, 8
+VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 2, 8, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Arm:
         data: slices of its domain.
         phantom: slices of the external stage, where the recipe mixes them in.
         parent: the external stage it starts from.
+        precision: of the training.
         seed: keys everything.
     """
 
@@ -54,6 +56,7 @@ class Arm:
     data: Dataset
     phantom: Dataset | None = None
     parent: Arm | None = None
+    precision: Precision = "fp32"
     seed: int = 0
 
     def describe(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class Arm:
             "split": to_dict(self.data.split),
             "phantom": self.phantom.manifest.fingerprint if self.phantom else "",
             "parent": self.parent.fingerprint if self.parent else "",
+            "precision": self.precision,
             "seed": self.seed,
             "code": mfdiff_core.__version__,
         }
@@ -141,6 +145,7 @@ def _events(arm: Arm, state: TrainState, device: torch.device) -> Iterator[Event
         iterations=iterations,
         optim=arm.recipe.optim(),
         seed=arm.seed,
+        precision=arm.precision,
         validate_every=max(1, iterations // VALIDATIONS),
         snapshot_every=max(1, iterations // CHECKPOINTS),
     )

@@ -40,7 +40,8 @@ FLAGS = {
     ],
     "compare": [
         *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],
-        *["--adapt-iterations", "--batch-size", "--samples", "--test-slices", "--set", *HOW],
+        *["--adapt-iterations", "--batch-size", "--samples", "--test-slices", "--precision"],
+        *["--set", *HOW],
     ],
     "restore": ["--model", "--pet", "--mr", "--out", "--overwrite", *HOW],
     "model list": WHERE,

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mfdiff_core.config import override
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json
-from mfdiff_core.model import ModelConfig, preset
+from mfdiff_core.model import MODELS, ModelConfig, preset
 from mfdiff_core.training.loop import train
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform import compare_plan, compare_training
@@ -177,6 +177,13 @@ def test_every_table_of_the_paper_has_its_rows(name: str) -> None:
 def test_models_that_cannot_be_compared_are_refused(models: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         own(models, "phantom", 1)
+
+
+def test_a_long_list_of_models_still_names_a_folder(tmp_path: Path) -> None:
+    everything = own([name for name in MODELS if name != "fb-sem"], "phantom", 1)
+    fewer = own([name for name in MODELS if name not in ("fb-sem", "unet")], "phantom", 1)
+    assert everything.name != fewer.name
+    assert Workspace(tmp_path).comparison(f"{everything.name}-small-50000-seed12")
 
 
 def test_training_of_a_table_is_the_same_for_every_row() -> None:

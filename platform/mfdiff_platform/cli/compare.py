@@ -56,6 +56,13 @@ Folder = click.Path(path_type=Path, file_okay=False)
     type=click.IntRange(min=1),
     help="At most so many test slices of each setting, evenly spread.  [default: all]",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of all trainings; restoration is fp32.",
+)
 @settings_option
 @seed_option
 @common
@@ -71,6 +78,7 @@ def command(
     batch_size: int,
     samples: int,
     test_slices: int | None,
+    precision: str,
     settings: tuple[str, ...],
     seed: int,
     workspace: Path | None,
@@ -113,6 +121,7 @@ def command(
         adapt_iterations=adapt_iterations or max(1, 2 * iterations // 5),
         samples=samples,
         test_slices=test_slices,
+        precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
     place = open_workspace(workspace)
