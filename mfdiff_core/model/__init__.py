@@ -6,7 +6,14 @@ Reading order: `restoration_model` (what each of them is), `mfdiff_model`, `comp
 
 from mfdiff_core.model.build import build_model, stage_depths
 from mfdiff_core.model.comparison_model import ComparisonModel
-from mfdiff_core.model.config import MODELS, PRESETS, AnyModelConfig, ModelConfig, preset
+from mfdiff_core.model.config import (
+    MODELS,
+    PRESETS,
+    AnyModelConfig,
+    ModelConfig,
+    averaging,
+    preset,
+)
 from mfdiff_core.model.mfdiff_model import MFdiffModel
 from mfdiff_core.model.restoration_model import Layout, RestorationModel, Restored
 
@@ -20,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "RestorationModel",
     "Restored",
+    "averaging",
     "build_model",
     "preset",
     "stage_depths",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, overload
 
 from mfdiff_core.comparison import SYSTEMS, system_preset
@@ -90,3 +90,16 @@ def preset(name: str, system: str = "mfdiff") -> AnyModelConfig:
         return system_preset(system, name)  # type: ignore[return-value]
     parts = _AS_IN_THE_PAPER if name == "paper" else _FEW_STEPS
     return ModelConfig(network=network_preset(name), **parts)  # type: ignore[arg-type]
+
+
+def averaging(config: AnyModelConfig, num_samples: int) -> AnyModelConfig:
+    """``config`` with the mean of K samples as its result; the weights stay what they are.
+
+    Raises:
+        ConfigError: the model gives one result per image, so there is nothing to take a mean of.
+    """
+    if isinstance(config, ModelConfig):
+        return replace(config, sampler=replace(config.sampler, num_samples=num_samples))
+    if isinstance(config, CSRDConfig):
+        return replace(config, num_samples=num_samples)
+    raise ConfigError(f"{config.system} gives one result per image: there are no samples to mean")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mfdiff_core.comparison.csrd import CSRDConfig
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import sha256_text
-from mfdiff_core.model import MODELS, AnyModelConfig, ModelConfig, preset
+from mfdiff_core.model import MODELS, AnyModelConfig, ModelConfig, averaging, preset
 from mfdiff_core.networks.presets import network_preset
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, Strategy
@@ -57,18 +56,13 @@ class Method:
 
     def restoring(self, size: str) -> AnyModelConfig:
         """The same weights as this row restores with them."""
-        config, k = self.config(size), self.mean_of
-        if k > 1 and isinstance(config, CSRDConfig):
-            return replace(config, num_samples=k)
-        if k > 1 and isinstance(config, ModelConfig):
-            return replace(config, sampler=_mean_sampler(config.sampler, k))
-        return config
-
-
-def _mean_sampler(sampler: SamplerConfig, k: int) -> SamplerConfig:
-    if sampler.num_evaluations <= MEAN_EVALUATIONS:
-        return replace(sampler, num_samples=k)
-    return SamplerConfig(name="dpmpp2m", num_evaluations=MEAN_EVALUATIONS, num_samples=k)
+        config = self.config(size)
+        if self.mean_of == 1:
+            return config
+        if isinstance(config, ModelConfig) and config.sampler.num_evaluations > MEAN_EVALUATIONS:
+            fast = SamplerConfig(name="dpmpp2m", num_evaluations=MEAN_EVALUATIONS)
+            config = replace(config, sampler=fast)
+        return averaging(config, self.mean_of)
 
 
 @dataclass(frozen=True, kw_only=True)
