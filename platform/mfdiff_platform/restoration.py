@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfdiff_core.bundle import load_bundle
-from mfdiff_core.data.volumes import read_volume, write_volume
+from mfdiff_core.data.nifti import read_volume, write_volume
 from mfdiff_core.evaluation.regions import activity_ratio
 from mfdiff_core.restore import restore_volume
 from mfdiff_platform.progress import task
