@@ -114,8 +114,13 @@ def restore_volume(
         if on_slice is not None:
             on_slice(min(start + batch_size, len(scan.rows)), len(scan.rows))
     seen_mr = scan.fit.to_scan(scan.seen_mr)
-    images = [from_axial_slices(stack, lpet) for stack in (out, spread, seen_mr)]
-    return RestoredVolume(*images, len(scan.rows), odd)
+    return RestoredVolume(
+        pet=from_axial_slices(out, lpet),
+        spread=from_axial_slices(spread, lpet),
+        mr=from_axial_slices(seen_mr, lpet),
+        restored_slices=len(scan.rows),
+        differences=odd,
+    )
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,11 @@ def resample_to(moving: Volume, fixed: Volume, order: int = 1) -> Volume:
 
 
 def resample(
-    moving: Volume, affine: Affine, shape: tuple[int, ...], order: int = 1
+    moving: Volume,
+    affine: Affine,
+    shape: tuple[int, ...],
+    order: int = 1,
+    voxel: Affine | None = None,
 ) -> npt.NDArray[np.float32]:
     """Values of ``moving`` on the grid of ``affine`` and ``shape``; 0 outside its field of view.
 
@@ -86,9 +90,12 @@ def resample(
     Args:
         affine: [4, 4], grid indices to RAS millimetres.
         order: spline order, 0 (labels, never averaged) to 3; orders above 1 overshoot at edges.
+        voxel: affine whose voxels are averaged over instead, for planes with gaps.
     """
-    matrix = _snap(np.linalg.inv(moving.affine) @ affine)
-    steps = np.linalg.norm(matrix[:3, :3], axis=1)  # voxels of ``moving`` in a voxel of the grid
+    to_moving = np.linalg.inv(moving.affine)
+    matrix = _snap(to_moving @ affine)
+    edges = to_moving @ (affine if voxel is None else voxel)
+    steps = np.linalg.norm(edges[:3, :3], axis=1)  # voxels of ``moving`` in one of the grid
     # A box of n voxels has the variance n^2 / 12, of which linear samples have 1 / 12 already.
     sigma = np.sqrt(np.clip(steps**2 - 1, 0, None) / 12)
     data = moving.data

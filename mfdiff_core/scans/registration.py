@@ -6,6 +6,8 @@ same transform.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +58,11 @@ def register(pet: Volume, mr: Volume) -> Registration:
         InputFault: the result is farther away than a session allows.
         DataError: SimpleITK is not installed.
     """
+    with _one_thread():
+        return _register(pet, mr)
+
+
+def _register(pet: Volume, mr: Volume) -> Registration:
     head = _box(pet)
     corners = _points(pet.affine, head)
     centre = corners.mean(axis=0)
@@ -69,7 +76,7 @@ def register(pet: Volume, mr: Volume) -> Registration:
     if after < before:
         transform, after = start, before
     # ITK maps points of the fixed image to the moving one; the MR moves the other way.
-    matrix = np.linalg.inv(_LPS @ _matrix(transform) @ _LPS)
+    matrix: Affine = np.linalg.inv(_LPS @ _matrix(transform) @ _LPS).astype(np.float64)
     travel = _apply(np.linalg.inv(matrix), corners) - corners
     moved_mm = float(np.linalg.norm(travel, axis=1).mean())
     if moved_mm > PLAUSIBLE_MM:
@@ -97,6 +104,18 @@ def simple_itk() -> Any:
             "MR yourself and give --no-register"
         ) from None
     return sitk
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums over threads depend on their order in the last digit, and a search amplifies it."""
+    process = simple_itk().ProcessObject
+    before = process.GetGlobalDefaultNumberOfThreads()
+    process.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        process.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _box(pet: Volume) -> tuple[slice, slice, slice]:

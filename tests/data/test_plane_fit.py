@@ -93,7 +93,9 @@ def test_affine_says_where_the_models_pixels_lie() -> None:
     index = np.stack(np.broadcast_arrays(0, *np.mgrid[:30, :34]), axis=-1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
     inside = np.s_[4:-4, 4:-4]
-    assert ramp[0][inside] == pytest.approx((world @ [0, 1, 7])[inside], abs=0.2)  # a tenth of a pixel
+    assert ramp[0][inside] == pytest.approx(
+        (world @ [0, 1, 7])[inside], abs=0.2
+    )  # a tenth of a pixel
 
 
 @pytest.mark.parametrize("voxel_mm", [2.0, 1.5])
