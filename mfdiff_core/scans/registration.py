@@ -77,8 +77,7 @@ def _register(pet: Volume, mr: Volume) -> Registration:
         transform, after = start, before
     # ITK maps points of the fixed image to the moving one; the MR moves the other way.
     matrix: Affine = np.linalg.inv(_LPS @ _matrix(transform) @ _LPS).astype(np.float64)
-    travel = _apply(np.linalg.inv(matrix), corners) - corners
-    moved_mm = float(np.linalg.norm(travel, axis=1).mean())
+    moved_mm = displacement_mm(matrix, np.eye(4), corners)
     if moved_mm > PLAUSIBLE_MM:
         raise fault("not-registered", "scan", moved_mm=f"{moved_mm:.0f}", limit_mm=PLAUSIBLE_MM)
     return Registration(matrix, moved_mm, before, after)

@@ -9,6 +9,8 @@ from pathlib import Path
 from mfdiff_core.data.nifti import check_present, read_volume
 from mfdiff_core.files import read_json
 from mfdiff_core.scans.bids import BidsScan, find_scans, labels, participants
+from mfdiff_core.scans.dicom import Member, build_series, find_members, identity
+from mfdiff_core.scans.dicom_pairs import read_pair
 from mfdiff_core.scans.dynamic import open_bids_pet
 from mfdiff_core.scans.pair_table import TableScan, read_table
 from mfdiff_core.scans.pairing import PairedScan, pair
@@ -67,6 +69,25 @@ def table_people(path: Path) -> list[Person]:
         )
 
     return [person(subject) for subject in scans]
+
+
+def dicom_people(root: Path) -> list[Person]:
+    """Patients of a folder of DICOM files.
+
+    Raises:
+        InputFault: no PT or MR slices.
+    """
+    patients: dict[str, list[list[Member]]] = {}
+    for members in find_members(root):
+        patients.setdefault(identity(members[0][0]), []).append(members)
+
+    def person(number: int, who: str) -> Person:
+        def read(config: PairingConfig) -> list[PairedScan]:
+            return [read_pair(build_series(patients[who]), config)]
+
+        return Person(f"dicom/{who}", f"patient {number}", read)
+
+    return [person(number, who) for number, who in enumerate(patients, start=1)]
 
 
 def _read_bids(scan: BidsScan, config: PairingConfig) -> PairedScan:
