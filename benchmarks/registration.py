@@ -34,27 +34,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moves", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="3 mm voxels, as in the tests")
+    parser.add_argument("--degrees", type=float, default=5.0)
+    parser.add_argument("--mm", type=float, default=10.0)
+    parser.add_argument("--noise", type=float, default=0.15, help="of the PET's maximum there")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    result = measure(arguments.moves, 3.0 if arguments.small else 1.0)
+    result = measure(arguments)
     for name, value in result.items():
         print(f"{name:24} {value:10.3f}")
     if arguments.json:
         write_result(arguments.json, result)
 
 
-def measure(num_moves: int, coarser: float) -> dict[str, float]:
+def measure(options: argparse.Namespace) -> dict[str, float]:
     labels = head_labels()
     seconds, errors, starts = [], [], []
-    for move in range(num_moves):
-        motion = rigid(rng(0, "registration", move), 5.0, 10.0)
-        pet, mr, points = scans(labels, motion, coarser)
+    for move in range(options.moves):
+        motion = rigid(rng(0, "registration", move), options.degrees, options.mm)
+        pet, mr, points = scans(labels, motion, options.noise, 3.0 if options.small else 1.0)
         started = time.perf_counter()
         found = register(pet, mr)
         seconds.append(time.perf_counter() - started)
         errors.append(displacement_mm(found.matrix, np.linalg.inv(motion), points))
         starts.append(displacement_mm(np.eye(4), np.linalg.inv(motion), points))
-        print(f"{starts[-1]:6.2f} mm -> {errors[-1]:5.2f} mm in {seconds[-1]:5.1f} s")
+        gain = found.information / found.information_before - 1
+        print(
+            f"{starts[-1]:6.2f} mm -> {errors[-1]:5.2f} mm in {seconds[-1]:5.1f} s, "
+            f"information {gain:+.1%}"
+        )
     return {
         "start_error_mean_mm": float(np.mean(starts)),
         "error_mean_mm": float(np.mean(errors)),
@@ -91,13 +98,13 @@ def rigid(draw: np.random.Generator, degrees: float, mm: float) -> Affine:
 
 
 def scans(
-    labels: Volume, motion: Affine, coarser: float = 1.0
+    labels: Volume, motion: Affine, noise: float, coarser: float
 ) -> tuple[Volume, Volume, np.ndarray]:
     """PET, an MR whose affine is wrong by ``motion``, and places in the head (RAS mm)."""
     pet = _on_grid(labels, FDG, PET_SHAPE, PET_MM, coarser)
     draw = rng(0, "registration", "noise")
     blurred = gaussian_filter(pet.data, 5.0 / 2.355 / np.array(pet.zooms_mm))
-    noisy = blurred + 0.15 * blurred.max() * np.sqrt(blurred / blurred.max()) * (
+    noisy = blurred + noise * blurred.max() * np.sqrt(blurred / blurred.max()) * (
         draw.standard_normal(blurred.shape, dtype=np.float32)
     )
     mr = _on_grid(labels, T1, MR_SHAPE, MR_MM, coarser)

@@ -154,11 +154,9 @@ def _views(cube: Cube) -> tuple[Cube, Cube, Cube]:
 
 
 def _limits(cube: Cube, kind: Kind) -> tuple[float, float]:
-    if kind == "difference":
-        limit = float(np.percentile(np.abs(cube), 99.8)) or 1.0
-        return -limit, limit
-    top = float(np.percentile(cube, 99.8))
-    return 0.0, top if top > 0 else 1.0
+    seen = np.abs(cube[cube != 0])
+    top = float(np.percentile(seen, 99.5)) if len(seen) else 1.0
+    return (-top if kind == "difference" else 0.0), top
 
 
 def _show(

@@ -97,6 +97,8 @@ def registered(scan: PairedScan, config: PairingConfig) -> tuple[PairedScan, Reg
         DataError: SimpleITK is missing.
     """
     found = register(scan.spet, scan.mr)
+    if found.note:
+        scan = replace(scan, notes=(*scan.notes, found.note))
     if config.grid == "pet":
         return replace(scan, mr=scan.mr.moved(found.matrix)), found
     back = np.linalg.inv(found.matrix).astype(np.float64)

@@ -23,6 +23,12 @@ from mfdiff_core.faults import fault
 PLAUSIBLE_MM = 60.0
 """Within one session a head moves millimetres; another table position, a few centimetres."""
 
+LEAST_HEAD_MM = 70.0
+"""Of the head that the PET must cover; a thin slab slides and tilts without being noticed."""
+
+LEAST_GAIN = 0.003
+"""Share of the mutual information that a motion must add; noise alone adds less."""
+
 _BINS = 50
 _LEVELS_MM = (8.0, 5.0, 3.0)  # voxels of the levels, coarse to fine
 _SAMPLES = 40_000  # voxels looked at per level; more gain nothing that can be measured
@@ -41,18 +47,22 @@ class Registration:
         moved_mm: mean distance that the head moves by it.
         information_before: mutual information by the affines alone, in nats.
         information: mutual information after.
+        note: why the MR was left where it is, if it was for a reason that a user should know.
     """
 
     matrix: Affine
     moved_mm: float
     information_before: float
     information: float
+    note: str = ""
 
 
 def register(pet: Volume, mr: Volume) -> Registration:
     """The motion that brings ``mr`` to ``pet``.
 
     Starts from the affines, or from aligned centres of mass where these share more information.
+    The MR stays where it is if moving it gains next to nothing, or if the PET covers so little of
+    the head that its place is not determined; the latter leaves a note.
 
     Raises:
         InputFault: the result is farther away than a session allows.
@@ -69,12 +79,16 @@ def _register(pet: Volume, mr: Volume) -> Registration:
     fixed = _image(_cropped(pet, head))
     moving = _image(mr)
     start, before = _start(fixed, moving, centre)
+    still, covered_mm = np.eye(4), _covered_mm(pet)
+    if covered_mm < LEAST_HEAD_MM:
+        note = f"PET covers {covered_mm:.0f} mm of the head, too little to register the MR to it"
+        return Registration(still, 0.0, before, before, note)
     transform = start
     for voxel_mm in _LEVELS_MM:
         transform = _level(fixed, moving, transform, voxel_mm)
     after = _information(fixed, moving, transform)
-    if after < before:
-        transform, after = start, before
+    if after < before + LEAST_GAIN * abs(before):
+        return Registration(still, 0.0, before, before)
     # ITK maps points of the fixed image to the moving one; the MR moves the other way.
     matrix: Affine = np.linalg.inv(_LPS @ _matrix(transform) @ _LPS).astype(np.float64)
     moved_mm = displacement_mm(matrix, np.eye(4), corners)
@@ -115,6 +129,17 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         process.SetGlobalDefaultNumberOfThreads(before)
+
+
+def _covered_mm(pet: Volume) -> float:
+    """Shortest extent of the head in the PET along its axes."""
+    head = head_mask(pet.data)
+    extents = []
+    for axis, zoom in enumerate(pet.zooms_mm):
+        profile = head.sum(axis=tuple({0, 1, 2} - {axis}))
+        rows = np.flatnonzero(profile > 0.05 * profile.max())
+        extents.append(zoom * (rows[-1] - rows[0] + 1))
+    return float(min(extents))
 
 
 def _box(pet: Volume) -> tuple[slice, slice, slice]:
@@ -178,13 +203,13 @@ def _start(fixed: Any, moving: Any, centre: npt.NDArray[np.float64]) -> tuple[An
 
 
 def _information(fixed: Any, moving: Any, transform: Any) -> float:
-    """Mutual information on the coarsest level; minus infinity where they do not overlap."""
+    """Mutual information of all voxels of a middle level; minus infinity without overlap."""
     sitk = simple_itk()
     method = _method(sitk)
-    shrunk = _shrunk(sitk, fixed, _LEVELS_MM[0])
+    shrunk = _shrunk(sitk, fixed, _LEVELS_MM[1])
     method.SetInitialTransform(sitk.Euler3DTransform(transform))
     try:
-        return -float(method.MetricEvaluate(shrunk, _smooth(sitk, moving, _LEVELS_MM[0])))
+        return -float(method.MetricEvaluate(shrunk, _smooth(sitk, moving, _LEVELS_MM[1])))
     except RuntimeError:
         return -np.inf
 

@@ -117,6 +117,8 @@ class Restorer:
                 on_slice=shown.progress,
             )
         ratio = activity_ratio(result.pet.data, lpet.data)
+        if motion and motion.note:
+            notes = (*notes, motion.note)
         return RestoredScan(lpet, mr, motion, result, ratio, (*notes, *lpet.notes, *mr.notes))
 
 
