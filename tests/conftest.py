@@ -303,3 +303,128 @@ def _rigid(degrees: tuple[float, float, float], mm: tuple[float, float, float]) 
 def rigid() -> Callable[..., npt.NDArray[Any]]:
     """``rigid(degrees, mm)``: a motion about the origin, [4, 4]."""
     return _rigid
+
+
+# --- DICOM: a patient's series, slice by slice ---------------------------------------------------
+
+MakeDicom = Callable[..., Path]
+PATIENT = {
+    "PatientName": "DOE^JANE",
+    "PatientID": "MRN4711",
+    "PatientBirthDate": "19700102",
+    "AccessionNumber": "ACC0815",
+}
+PET_MODULE = {
+    "Units": "BQML",
+    "DecayCorrection": "START",
+    "CorrectedImage": ["DECY", "ATTN", "SCAT"],
+    "PatientWeight": "70",
+    "SeriesDate": "20260102",
+    "SeriesTime": "120000.000000",
+}
+
+
+def _make_dicom(
+    folder: Path,
+    volume: Volume,
+    modality: str = "PT",
+    *,
+    number: int = 1,
+    duration_s: float = 120.0,
+    frames: int = 1,
+    patient: Mapping[str, str] = PATIENT,
+    tags: Mapping[str, Any] | None = None,
+    drop: tuple[int, ...] = (),
+) -> Path:
+    """One file per slice and frame, in no order; a slope per slice, as PET scanners write them.
+
+    Args:
+        volume: [X, Y, Z] with an affine whose columns are right-angled.
+        tags: DICOM keywords to set, or with None to leave out.
+        drop: slices that are missing.
+    """
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1, 1, 1]) @ volume.affine
+    zooms = np.linalg.norm(lps[:3, :3], axis=0)
+    who = patient["PatientID"]
+    sop = {"PT": "1.2.840.10008.5.1.4.1.1.128", "MR": "1.2.840.10008.5.1.4.1.1.4"}[modality]
+    for frame in range(frames):
+        for place in range(volume.data.shape[2]):
+            if place in drop:
+                continue
+            data = pydicom.Dataset()
+            for keyword, value in patient.items():
+                setattr(data, keyword, value)
+            data.SOPClassUID = sop
+            key = [who, modality, str(number)]
+            data.SOPInstanceUID = generate_uid(entropy_srcs=[*key, str(frame), str(place)])
+            data.StudyInstanceUID = generate_uid(entropy_srcs=[who, "study"])
+            data.FrameOfReferenceUID = generate_uid(entropy_srcs=[who, "place"])
+            data.SeriesInstanceUID = generate_uid(entropy_srcs=key)
+            data.Modality, data.SeriesNumber = modality, str(number)
+            data.InstanceNumber = str(frame * 1000 + place + 1)
+            data.ImageType = ["ORIGINAL", "PRIMARY"]
+            data.StudyDate, data.StudyTime, data.StudyID = "20260102", "115000", "1"
+            data.Manufacturer, data.InstitutionName = "ACME", "St Elsewhere"
+            data.ImageOrientationPatient = [
+                f"{v:.8f}" for axis in (0, 1) for v in lps[:3, axis] / zooms[axis]
+            ]
+            data.ImagePositionPatient = [f"{v:.6f}" for v in lps[:3, 2] * place + lps[:3, 3]]
+            data.PixelSpacing = [f"{zooms[1]:.6f}", f"{zooms[0]:.6f}"]
+            data.SliceThickness = f"{zooms[2]:.6f}"
+            if modality == "PT":
+                _add_pet(data, frame, duration_s)
+            image = volume.data[:, :, place].T
+            _add_pixels(data, image, 1.0 if modality == "MR" else max(image.max() / 30000, 1e-6))
+            for keyword, value in (tags or {}).items():
+                if value is None:
+                    delattr(data, keyword)
+                else:
+                    setattr(data, keyword, value)
+            data.add_new((0x0029, 0x0010), "LO", "ACME PRIVATE")
+            data.add_new((0x0029, 0x1010), "OB", b"DOE^JANE private")
+            meta = pydicom.dataset.FileMetaDataset()
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            meta.MediaStorageSOPClassUID = sop
+            meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+            data.file_meta = meta
+            shuffled = (7 * place + 3 * frame) % 1009
+            data.save_as(folder / f"I{shuffled:04d}{frame:02d}", enforce_file_format=True)
+    return folder
+
+
+def _add_pet(data: Any, frame: int, duration_s: float) -> None:
+    import pydicom
+
+    for keyword, value in PET_MODULE.items():
+        setattr(data, keyword, value)
+    clock = 12 * 3600 + frame * duration_s
+    data.AcquisitionDate = "20260102"
+    minutes, seconds = divmod(clock, 60)
+    data.AcquisitionTime = f"{int(minutes // 60):02d}{int(minutes % 60):02d}{seconds:09.6f}"
+    data.ActualFrameDuration = str(int(1000 * duration_s))
+    data.FrameReferenceTime = f"{1000 * (frame + 0.5) * duration_s:.1f}"
+    drug = pydicom.Dataset()
+    drug.RadionuclideTotalDose = "200000000"
+    drug.RadionuclideHalfLife = "6586.2"
+    drug.RadiopharmaceuticalStartTime = "110000.00"
+    data.RadiopharmaceuticalInformationSequence = [drug]
+
+
+def _add_pixels(data: Any, image: npt.NDArray[Any], slope: float) -> None:
+    data.Rows, data.Columns = image.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    text = f"{slope:.8g}"
+    data.RescaleSlope, data.RescaleIntercept = text, "0"
+    data.PixelData = np.rint(image / float(text)).clip(0, 65535).astype("<u2").tobytes()
+
+
+@pytest.fixture(scope="session")
+def make_dicom() -> MakeDicom:
+    """``make_dicom(folder, volume, "PT" or "MR", number, duration_s, frames, patient, tags)``."""
+    return _make_dicom
