@@ -57,8 +57,8 @@ class PairingConfig:
                 )
         if self.image_size < 16 or self.image_size % 8:
             raise ValueError(f"image_size is a multiple of 8 from 16, got {self.image_size=}")
-        if self.voxel_mm is not None and not 0.5 <= self.voxel_mm <= 5:
-            raise ValueError(f"voxel_mm must be 0.5 to 5, got {self.voxel_mm=}")
+        if self.voxel_mm is not None and not 0.5 <= self.voxel_mm <= 8:
+            raise ValueError(f"voxel_mm must be 0.5 to 8, got {self.voxel_mm=}")
         if not 1 <= self.plane_step_mm <= 50:
             raise ValueError(f"plane_step_mm must be 1 to 50, got {self.plane_step_mm=}")
         plane_range(self.planes)

@@ -192,7 +192,7 @@ def test_presets_have_the_papers_windows_and_planes() -> None:
         ({"lpet_s": {"long": 1000.0}}, "at most half"),
         ({"rule": "dose"}, "one LPET duration"),
         ({"image_size": 100}, "multiple of 8"),
-        ({"voxel_mm": 9.0}, "0.5 to 5"),
+        ({"voxel_mm": 9.0}, "0.5 to 8"),
         ({"plane_step_mm": 0.1}, "1 to 50"),
         ({"end_s": 100.0}, "0 <= start < end"),
     ],
