@@ -30,11 +30,11 @@ from mfdiff_core.evaluation.canvas import (
 )
 
 Kind = Literal["pet", "mr", "spread", "difference"]
-Cube = npt.NDArray[np.float32]
+Views = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 _COLOURS = {"pet": "inferno", "mr": "gray", "spread": "viridis", "difference": "RdBu_r"}
 _VIEWS = ("axial", "coronal", "sagittal")
-_CUBE_MM, _VOXEL_MM = 240.0, 1.5
+_SIZE, _VOXEL_MM = 160, 1.5  # a cube of 240 mm
 _PANEL_IN, _GAP_IN, _MARGIN_IN, _TITLE_IN, _BAR_IN = 1.5, 0.04, 0.28, 0.24, 0.55
 
 
@@ -55,18 +55,21 @@ def orthogonal_figure(columns: Sequence[Column], centre_of: Volume) -> bytes:
         columns: images in the order shown; those of kind "pet" share one scale.
         centre_of: the PET whose head is looked at.
     """
-    affine, size = _around_head(centre_of)
-    cubes = [resample(column.volume, affine, size) for column in columns]
-    pets = [cube for cube, column in zip(cubes, columns, strict=True) if column.kind == "pet"]
-    pet_limit = max((float(np.percentile(cube, 99.9)) for cube in pets), default=1.0)
+    affine = _around_head(centre_of)
+    drawn_from = [_views(column.volume, affine) for column in columns]
+    limits = [_limits(v, column.kind) for v, column in zip(drawn_from, columns, strict=True)]
+    pet_limit = max(
+        (top for (_, top), column in zip(limits, columns, strict=True) if column.kind == "pet"),
+        default=1.0,
+    )
     step = _PANEL_IN + _BAR_IN
     height = 3 * (_PANEL_IN + _GAP_IN) + _TITLE_IN
     figure = new_figure(_MARGIN_IN + len(columns) * step, height)
-    for index, (column, cube) in enumerate(zip(columns, cubes, strict=True)):
-        limits = (0.0, pet_limit) if column.kind == "pet" else _limits(cube, column.kind)
+    for index, (column, views) in enumerate(zip(columns, drawn_from, strict=True)):
+        shown = (0.0, pet_limit) if column.kind == "pet" else limits[index]
         left = _MARGIN_IN + index * step
-        for row, image in enumerate(_views(cube)):
-            drawn = _show(figure, left, row, image, _COLOURS[column.kind], limits)
+        for row, image in enumerate(views):
+            drawn = _show(figure, left, row, image, _COLOURS[column.kind], shown)
         _text(figure, left + _PANEL_IN / 2, height - 0.18, column.name, TITLE_PT, INK)
         bar = (left + _PANEL_IN + 0.04, _PANEL_IN + _GAP_IN + 0.2, 0.06, _PANEL_IN - 0.4)
         colour_bar(figure, drawn, bar, column.unit)
@@ -81,15 +84,16 @@ def overlay_figure(pet: Volume, mrs: Mapping[str, Volume]) -> bytes:
         pet: what the MR should lie on.
         mrs: MR by name, such as before and after registration.
     """
-    affine, size = _around_head(pet)
-    cube = resample(pet, affine, size)
-    levels = [0.25 * np.percentile(cube, 99.9), 0.6 * np.percentile(cube, 99.9)]
+    affine = _around_head(pet)
+    activity = _views(pet, affine)
+    top = _limits(activity, "pet")[1]
+    levels = [0.25 * top, 0.6 * top]
     height = len(mrs) * (_PANEL_IN * 1.3 + _GAP_IN) + _TITLE_IN
     figure = new_figure(_MARGIN_IN + 3 * (_PANEL_IN * 1.3 + _GAP_IN), height)
     for row, (name, mr) in enumerate(mrs.items()):
-        shown = resample(mr, affine, size)
-        limits = _limits(shown, "mr")
-        for column, (image, lines) in enumerate(zip(_views(shown), _views(cube), strict=True)):
+        anatomy = _views(mr, affine)
+        limits = _limits(anatomy, "mr")
+        for column, (image, lines) in enumerate(zip(anatomy, activity, strict=True)):
             side = _PANEL_IN * 1.3
             left = _MARGIN_IN + column * (side + _GAP_IN)
             bottom = height - _TITLE_IN - (row + 1) * (side + _GAP_IN)
@@ -130,15 +134,14 @@ def frames_figure(
     return to_png(figure)
 
 
-def _around_head(pet: Volume) -> tuple[Affine, tuple[int, int, int]]:
-    """A cube about the middle of the head along RAS axes: its affine and size."""
+def _around_head(pet: Volume) -> Affine:
+    """Grid of a cube about the middle of the head along RAS axes."""
     head = head_mask(pet.data)
     index = [_middle(head.sum(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     centre = pet.affine[:3, :3] @ index + pet.affine[:3, 3]
-    size = round(_CUBE_MM / _VOXEL_MM)
     affine = np.diag([_VOXEL_MM, _VOXEL_MM, _VOXEL_MM, 1.0])
-    affine[:3, 3] = centre - _VOXEL_MM * (size - 1) / 2
-    return affine, (size, size, size)
+    affine[:3, 3] = centre - _VOXEL_MM * (_SIZE - 1) / 2
+    return affine
 
 
 def _middle(profile: npt.NDArray[Any]) -> float:
@@ -146,21 +149,34 @@ def _middle(profile: npt.NDArray[Any]) -> float:
     return float(rows[0] + rows[-1]) / 2 if len(rows) else (len(profile) - 1) / 2
 
 
-def _views(cube: Cube) -> tuple[Cube, Cube, Cube]:
+def _views(volume: Volume, affine: Affine) -> Views:
     """Axial with the nose up, coronal, sagittal with the nose to the left; right is right."""
-    x, y, z = (size // 2 for size in cube.shape)
-    axial, coronal = cube[:, ::-1, z].T, cube[:, y, ::-1].T
-    return axial, coronal, cube[x, ::-1, ::-1].T
+    axial, coronal, sagittal = (_plane(volume, affine, axis) for axis in (2, 1, 0))
+    return axial[:, ::-1].T, coronal[:, ::-1].T, sagittal[::-1, ::-1].T
 
 
-def _limits(cube: Cube, kind: Kind) -> tuple[float, float]:
-    seen = np.abs(cube[cube != 0])
+def _plane(volume: Volume, affine: Affine, axis: int) -> npt.NDArray[np.float32]:
+    """The middle plane of the cube across one axis; the voxels are shown as they are."""
+    place = affine.copy()
+    place[:3, 3] += place[:3, axis] * (_SIZE // 2)
+    shape = tuple(1 if each == axis else _SIZE for each in range(3))
+    return resample(volume, place, shape, voxel=volume.affine).squeeze(axis)
+
+
+def _limits(views: Views, kind: Kind) -> tuple[float, float]:
+    values = np.abs(np.concatenate([view.ravel() for view in views]))
+    seen = values[values > 0]
     top = float(np.percentile(seen, 99.5)) if len(seen) else 1.0
     return (-top if kind == "difference" else 0.0), top
 
 
 def _show(
-    figure: Any, left: float, row: int, image: Cube, colours: str, limits: tuple[float, float]
+    figure: Any,
+    left: float,
+    row: int,
+    image: npt.NDArray[np.float32],
+    colours: str,
+    limits: tuple[float, float],
 ) -> Any:
     bottom = (2 - row) * (_PANEL_IN + _GAP_IN)
     axes = add_panel(figure, left, bottom, _PANEL_IN, _PANEL_IN)
