@@ -40,29 +40,40 @@ def command() -> None:
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of all three forms."""
-    for option in (
-        click.option("--domain", required=True, help="Name of the domain to make."),
-        click.option("--planes", help="Planes to cut, FIRST:STOP:STEP.  [default: the wide head]"),
-        click.option("--no-register", is_flag=True, help="PET and MR lie on each other already."),
-        click.option(
-            "--out", type=Folder, help="Dataset folder.  [default: WORKSPACE/data/DOMAIN]"
-        ),
+    function = settings_option(seed_option(common(function)))
+    for option in reversed(
+        (
+            click.option("--domain", required=True, help="Name of the domain to make."),
+            click.option(
+                "--planes", help="Planes to cut, FIRST:STOP:STEP.  [default: the wide head]"
+            ),
+            click.option(
+                "--no-register", is_flag=True, help="PET and MR lie on each other already."
+            ),
+            click.option(
+                "--out", type=Folder, help="Dataset folder.  [default: WORKSPACE/data/DOMAIN]"
+            ),
+        )
     ):
         function = option(function)
-    return settings_option(seed_option(common(function)))
+    return function
 
 
 def _dynamic(function: Callable[..., None]) -> Callable[..., None]:
     """Options of the forms that build pairs from frames."""
-    for option in (
-        click.option("--window", metavar="START:END", help="SPET, seconds.  [default: 1800:3600]"),
-        click.option(
-            "--lpet",
-            multiple=True,
-            metavar="NAME=SECONDS",
-            help="An LPET to build; several times.  [default: 16s=16, 2min=120]",
-        ),
-        click.option("--without-dose", is_flag=True, help="Accept scans that state no dose."),
+    for option in reversed(
+        (
+            click.option(
+                "--window", metavar="START:END", help="SPET, seconds.  [default: 1800:3600]"
+            ),
+            click.option(
+                "--lpet",
+                multiple=True,
+                metavar="NAME=SECONDS",
+                help="An LPET to build; several times.  [default: 16s=16, 2min=120]",
+            ),
+            click.option("--without-dose", is_flag=True, help="Accept scans that state no dose."),
+        )
     ):
         function = option(function)
     return function

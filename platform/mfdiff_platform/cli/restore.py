@@ -47,24 +47,27 @@ def command() -> None:
 
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of all three forms."""
-    for option in (
-        click.option(
-            "--model",
-            "reference",
-            required=True,
-            help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, or a bundle folder.",
-        ),
-        click.option(
-            "--samples",
-            type=click.IntRange(min=1),
-            help="Samples to average; two or more write their standard deviation too.",
-        ),
-        click.option("--no-register", is_flag=True, help="The MR lies on the PET already."),
-        click.option("--strict", is_flag=True, help="Refuse scans unlike the training data."),
-        click.option("--overwrite", is_flag=True, help="Replace what was written before."),
+    function = seed_option(common(function))
+    for option in reversed(
+        (
+            click.option(
+                "--model",
+                "reference",
+                required=True,
+                help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, or a bundle folder.",
+            ),
+            click.option(
+                "--samples",
+                type=click.IntRange(min=1),
+                help="Samples to average; two or more write their standard deviation too.",
+            ),
+            click.option("--no-register", is_flag=True, help="The MR lies on the PET already."),
+            click.option("--strict", is_flag=True, help="Refuse scans unlike the training data."),
+            click.option("--overwrite", is_flag=True, help="Replace what was written before."),
+        )
     ):
         function = option(function)
-    return seed_option(common(function))
+    return function
 
 
 @command.command("nifti")
