@@ -35,7 +35,7 @@ Views = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.f
 _COLOURS = {"pet": "inferno", "mr": "gray", "spread": "viridis", "difference": "RdBu_r"}
 _VIEWS = ("axial", "coronal", "sagittal")
 _SIZE, _VOXEL_MM = 160, 1.5  # a cube of 240 mm
-_PANEL_IN, _GAP_IN, _MARGIN_IN, _TITLE_IN, _BAR_IN = 1.5, 0.04, 0.28, 0.24, 0.55
+_PANEL_IN, _GAP_IN, _MARGIN_IN, _TITLE_IN, _BAR_IN = 1.5, 0.04, 0.28, 0.24, 0.7
 
 
 @dataclass(frozen=True)

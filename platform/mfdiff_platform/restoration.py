@@ -16,6 +16,8 @@ from mfdiff_platform.progress import task
 from mfdiff_platform.restore_page import write_scan_page
 
 SD_SUFFIX = "_sd"
+ACTIVITY_CHANGE = 0.05
+"""Share of the total activity; a larger change is warned of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,11 @@ class RestoredScan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before looking at the image."""
-        odd = self.result.differences
-        return (f"unlike the model's training data: {'; '.join(odd)}",) if odd else ()
+        odd, change = self.result.differences, self.activity_ratio - 1
+        lines = [f"unlike the model's training data: {'; '.join(odd)}"] if odd else []
+        if abs(change) > ACTIVITY_CHANGE:
+            lines.append(f"restoring changed the total activity by {100 * change:+.1f} %")
+        return tuple(lines)
 
     def summary(self) -> dict[str, Any]:
         """Figures for a script."""

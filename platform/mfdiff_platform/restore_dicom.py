@@ -36,7 +36,7 @@ def restore_dicom(
     Raises:
         InputFault: a series is missing, incomplete or not in activity units.
     """
-    series = only([each for each in find_series(pet) if each.modality == "PT"], "PT", pet)
+    series = only(find_series(pet), "PT", pet)
     t1 = choose_mr(find_series(mr))
     unit = check_units(series)
     subject = pseudonym(salt, f"dicom/{identity(series.first)}")

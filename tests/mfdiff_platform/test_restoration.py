@@ -111,7 +111,7 @@ def test_scan_unlike_the_training_data_is_warned_of_with_both_figures(
 ) -> None:
     bundle = with_facts(tiny_bundle, tmp_path / "other", noise=[0.001, 0.002, 0.004])
     done = restore(bundle, scan, "out.nii.gz")
-    (warning,) = done.warnings
+    warning = done.warnings[0]
     assert "noise" in warning
     assert "where the training data have 0.001 to 0.004" in warning
     assert "0.001 to 0.004" in scan[0].with_name("out.html").read_text()
@@ -130,7 +130,16 @@ def test_strict_lets_ordinary_scans_pass(
     tiny_bundle: Bundle, scan: tuple[Path, Path], tmp_path: Path
 ) -> None:
     bundle = with_facts(tiny_bundle, tmp_path / "other", noise=[0.1, 0.4, 1.0])
-    assert restore(bundle, scan, "out.nii.gz", strict=True).warnings == ()
+    assert restore(bundle, scan, "out.nii.gz", strict=True).result.differences == ()
+
+
+def test_change_of_the_total_activity_is_warned_of(
+    tiny_bundle: Bundle, scan: tuple[Path, Path]
+) -> None:
+    done = restore(tiny_bundle, scan, "out.nii.gz")
+    changed = replace(done, activity_ratio=0.9)
+    assert changed.warnings == ("restoring changed the total activity by -10.0 %",)
+    assert replace(done, activity_ratio=1.01).warnings == ()
 
 
 def test_mr_with_a_wrong_affine_is_brought_back_unless_told_not_to(
