@@ -19,6 +19,7 @@ from mfdiff_core.data.image_checks import Affine, Voxels, check_affine, check_va
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.errors import DataError, InputFault
 from mfdiff_core.faults import fault
+from mfdiff_core.scans.timing import clock_s
 
 MODALITIES = ("PT", "MR")
 ACTIVITY_UNITS = ("BQML", "GML")
@@ -298,8 +299,8 @@ def _frames(members: list[Member], heights: list[float], where: str) -> list[lis
 def _moment(head: Any) -> tuple[str, float, float]:
     """What orders the images at one place."""
     reference = float(head.get("FrameReferenceTime", 0) or 0)
-    clock = str(head.get("AcquisitionDate", "") or ""), float(head.get("AcquisitionTime", 0) or 0)
-    return clock[0], clock[1], reference
+    clock = clock_s(head.get("AcquisitionTime")) or 0.0
+    return str(head.get("AcquisitionDate", "") or ""), clock, reference
 
 
 def _affine(heads: Sequence[Any], where: str) -> Affine:

@@ -99,7 +99,7 @@ def ingest(
         for done, person in enumerate(people, start=1):
             subject = pseudonym(salt, person.identity)
             try:
-                _take_in(person, subject, domain, config, out)
+                _take_in(person, subject, domain, config, out, origin)
             except InputFault as fault:
                 refused.append(Refused(person.name, subject, fault))
                 say(f"{person.name} left out: {fault.sentence} [{fault.code}]")
@@ -107,7 +107,6 @@ def ingest(
     subjects = sorted(path.stem for path in (out / SHARDS).glob("*.arrow"))
     if not subjects:
         return Ingested(None, tuple(refused), {})
-    write_json(out / ORIGIN, origin)
     facts = {subject: read_json(out / SUBJECTS / f"{subject}.json") for subject in subjects}
     manifest = _finish(out, domain, seed, origin | {"subjects": facts}, subjects)
     notes = {subject: list(facts[subject]["notes"]) for subject in subjects}
@@ -122,7 +121,14 @@ def _check_same(out: Path, origin: dict[str, Any]) -> None:
         )
 
 
-def _take_in(person: Person, subject: str, domain: str, config: PairingConfig, out: Path) -> None:
+def _take_in(
+    person: Person,
+    subject: str,
+    domain: str,
+    config: PairingConfig,
+    out: Path,
+    origin: dict[str, Any],
+) -> None:
     """Write a subject's facts, page and shard, in this order: a shard says that all is there."""
     path = out / SHARDS / f"{subject}.arrow"
     if path.is_file():
@@ -143,6 +149,7 @@ def _take_in(person: Person, subject: str, domain: str, config: PairingConfig, o
     write_subject_page(page, subject, domain, sessions, records)
     notes = list(unique([note for fact in facts for note in fact["notes"]]))
     write_json(out / SUBJECTS / f"{subject}.json", {"sessions": facts, "notes": notes})
+    write_json(out / ORIGIN, origin)  # an interrupted run must not go on with other settings
     write_shard(path, records)
 
 
