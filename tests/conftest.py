@@ -358,7 +358,7 @@ def _make_dicom(
             data = pydicom.Dataset()
             for keyword, value in patient.items():
                 setattr(data, keyword, value)
-            data.SOPClassUID = sop
+            data.SOPClassUID = pydicom.uid.UID(sop)
             key = [who, modality, str(number)]
             data.SOPInstanceUID = generate_uid(entropy_srcs=[*key, str(frame), str(place)])
             data.StudyInstanceUID = generate_uid(entropy_srcs=[who, "study"])
@@ -388,7 +388,7 @@ def _make_dicom(
             data.add_new((0x0029, 0x1010), "OB", b"DOE^JANE private")
             meta = pydicom.dataset.FileMetaDataset()
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            meta.MediaStorageSOPClassUID = sop
+            meta.MediaStorageSOPClassUID = pydicom.uid.UID(sop)
             meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
             data.file_meta = meta
             shuffled = (7 * place + 3 * frame) % 1009

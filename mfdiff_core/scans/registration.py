@@ -97,7 +97,9 @@ def _register(pet: Volume, mr: Volume) -> Registration:
     return Registration(matrix, moved_mm, before, after)
 
 
-def displacement_mm(first: Affine, second: Affine, points: npt.NDArray[Any]) -> float:
+def displacement_mm(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], points: npt.NDArray[Any]
+) -> float:
     """Mean distance between ``points`` [N, 3] moved by one and by the other motion."""
     apart = _apply(first, points) - _apply(second, points)
     return float(np.linalg.norm(apart, axis=1).mean())
@@ -167,7 +169,7 @@ def _points(affine: Affine, box: tuple[slice, slice, slice]) -> npt.NDArray[np.f
     return _apply(affine, index)
 
 
-def _apply(matrix: Affine, points: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _apply(matrix: npt.NDArray[Any], points: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     moved: npt.NDArray[np.float64] = points @ matrix[:3, :3].T + matrix[:3, 3]
     return moved
 

@@ -37,14 +37,11 @@ def test_nose_is_up_and_right_is_right_whatever_the_storage_order() -> None:
     for volume in (Volume(data, affine), Volume(data[::-1], flipped)):
         centred = _views(volume, dot)
         assert all(view[80, 80] > 1 for view in centred)
-        wide = dot.copy()
-        wide[:3, 3] -= 15  # the dot lies right of, before and above the middle
-        axial = _views(volume, wide + np.diag([0, 0, 0, 0]))[0]
-        assert axial.shape == (160, 160)
     above = dot.copy()
     above[0, 3] -= 30
     row, column = np.unravel_index(_views(Volume(data, affine), above)[0].argmax(), (160, 160))
-    assert (column > 85, 70 < row < 90) == (True, True)
+    assert column > 85
+    assert 70 < row < 90
     before = dot.copy()
     before[1, 3] -= 30
     axial, _, sagittal = _views(Volume(data, affine), before)

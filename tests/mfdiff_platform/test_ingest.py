@@ -139,7 +139,7 @@ def test_preset_cuts_the_papers_planes_of_the_t1(
     site: Path, make_bids: MakeBids, capsys: Output
 ) -> None:
     mr_grid = ((44, 50, 160), np.diag([5.0, 5.0, 1.0, 1.0]))
-    people = {"01": {}, "06": {}, "11": {}}
+    people: dict[str, dict[str, Any]] = {"01": {}, "06": {}, "11": {}}
     groups = {"01": "B", "06": "I", "11": "BI"}
     root = make_bids(site / "set", people, first_s=1792, count=114, groups=groups, mr_grid=mr_grid)
     command = ["bids", root, "--domain", "ood3", "--preset", "ood3", "--no-register"]
@@ -213,7 +213,7 @@ def test_table_of_pairs_becomes_a_dataset(site: Path, make_head: MakeHead, capsy
     ("change", "words"),
     [
         ({"mr": "nowhere.nii.gz"}, "no such file"),
-        ({"setting": ""}, "row 2: setting is empty"),
+        ({"setting": ""}, "row 2: table of pairs: setting is empty"),
         ({"dose_mbq": "low"}, "dose_mbq is no number"),
         ({"dose_mbq": "55000000"}, "a dose of 5.5e\\+07 MBq is not plausible"),
         ({"lpet": "P0_mr.nii.gz"}, "lies on another grid than its SPET"),

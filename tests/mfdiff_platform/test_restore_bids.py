@@ -13,6 +13,7 @@ import pytest
 
 from mfdiff_core.bundle import Bundle, Provenance, save_bundle
 from mfdiff_core.data.dataset import open_dataset
+from mfdiff_core.data.splits import PARTS
 from mfdiff_core.model import RestorationModel
 from mfdiff_platform.cli import run
 from mfdiff_platform.workspace import ENVIRONMENT
@@ -156,7 +157,7 @@ def test_what_was_ingested_trains_a_model_that_restores_the_same_set(
     window = ["--window", "16:368", "--lpet", "16s=16", "--no-register"]
     assert run(["ingest", "bids", str(root), "--domain", "toy", *window, *options]) == 0
     dataset = open_dataset(site / "ws" / "data" / "toy")
-    parts = (PackedSlices.pack(dataset.part(part)) for part in ("train", "validation"))  # type: ignore[arg-type]
+    train, held_out = (PackedSlices.pack(dataset.part(p)) for p in PARTS[:2])
     setting = TrialSetting(
         study="s",
         domain="toy",
@@ -167,7 +168,7 @@ def test_what_was_ingested_trains_a_model_that_restores_the_same_set(
         validations=1,
     )
     recipe = Recipe(iterations=4, batch_size=2, lr=1e-3)
-    adapted = run_trial(0, recipe, setting, TrialData(*parts, None), lambda _: None)
+    adapted = run_trial(0, recipe, setting, TrialData(train, held_out, None), lambda _: None)
     assert adapted.provenance.voxel_mm == 6.0
     out = site / "out"
     command = [root, out, "participant", "--participant-label", "01"]
