@@ -96,7 +96,8 @@ def restore_volume(
         BundleError: the weights are damaged.
     """
     scan = _prepare(bundle, lpet, mr)
-    odd = differences(scan.x_p, scan.scan_mm, bundle.provenance.data_facts)
+    known = {"voxel_mm": bundle.provenance.voxel_mm, **bundle.provenance.data_facts}
+    odd = differences(scan.x_p, scan.scan_mm, known)
     if strict and odd:
         raise fault("unlike-training", "scan", differences="; ".join(odd))
     where = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -63,6 +63,8 @@ def labels(root: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
     """
     try:
         names = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith("sub-"))
+    except FileNotFoundError:
+        raise fault("missing-file", root) from None
     except OSError as reason:
         raise fault("unreadable", root, reason=reason.strerror) from None
     found = [name[4:] for name in names if (root / name).is_dir()]

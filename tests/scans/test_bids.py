@@ -46,7 +46,7 @@ def test_folder_without_participants_is_no_dataset(tmp_path: Path, made: bool) -
     root = tmp_path / "set"
     if made:
         root.mkdir()
-    with pytest.raises(InputFault, match=r"no sub-\* folder|No such file"):
+    with pytest.raises(InputFault, match=r"no sub-\* folder|no such file"):
         labels(root)
 
 
