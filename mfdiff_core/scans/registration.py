@@ -78,7 +78,9 @@ def _register(pet: Volume, mr: Volume) -> Registration:
     centre = corners.mean(axis=0)
     fixed = _image(_cropped(pet, head))
     moving = _image(mr)
-    start, before = _start(fixed, moving, centre)
+    sitk, scout_mm = simple_itk(), _LEVELS_MM[1]
+    scout = (_shrunk(sitk, fixed, scout_mm), _smooth(sitk, moving, scout_mm))
+    start, before = _start(fixed, moving, centre, scout)
     still, covered_mm = np.eye(4), _covered_mm(pet)
     if covered_mm < LEAST_HEAD_MM:
         note = f"PET covers {covered_mm:.0f} mm of the head, too little to register the MR to it"
@@ -86,7 +88,7 @@ def _register(pet: Volume, mr: Volume) -> Registration:
     transform = start
     for voxel_mm in _LEVELS_MM:
         transform = _level(fixed, moving, transform, voxel_mm)
-    after = _information(fixed, moving, transform)
+    after = _information(scout, transform)
     if after < before + LEAST_GAIN * abs(before):
         return Registration(still, 0.0, before, before)
     # ITK maps points of the fixed image to the moving one; the MR moves the other way.
@@ -190,7 +192,9 @@ def _image(volume: Volume) -> Any:
     return image
 
 
-def _start(fixed: Any, moving: Any, centre: npt.NDArray[np.float64]) -> tuple[Any, float]:
+def _start(
+    fixed: Any, moving: Any, centre: npt.NDArray[np.float64], scout: tuple[Any, Any]
+) -> tuple[Any, float]:
     """The better of no motion and aligned centres of mass; and the information of no motion."""
     sitk = simple_itk()
     still = sitk.Euler3DTransform()
@@ -200,18 +204,17 @@ def _start(fixed: Any, moving: Any, centre: npt.NDArray[np.float64]) -> tuple[An
     )
     shifted = sitk.Euler3DTransform(still)
     shifted.SetTranslation(masses.GetTranslation())
-    before, other = (_information(fixed, moving, each) for each in (still, shifted))
+    before, other = (_information(scout, each) for each in (still, shifted))
     return (shifted if other > before else still), before
 
 
-def _information(fixed: Any, moving: Any, transform: Any) -> float:
+def _information(scout: tuple[Any, Any], transform: Any) -> float:
     """Mutual information of all voxels of a middle level; minus infinity without overlap."""
     sitk = simple_itk()
     method = _method(sitk)
-    shrunk = _shrunk(sitk, fixed, _LEVELS_MM[1])
     method.SetInitialTransform(sitk.Euler3DTransform(transform))
     try:
-        return -float(method.MetricEvaluate(shrunk, _smooth(sitk, moving, _LEVELS_MM[1])))
+        return -float(method.MetricEvaluate(*scout))
     except RuntimeError:
         return -np.inf
 
