@@ -9,10 +9,10 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from mfdiff_core.bundle import Bundle
-from mfdiff_core.data.volumes import Volume
+from mfdiff_core.data.volumes import Volume, axial_slices
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import DataError
-from mfdiff_core.restore import RestoredVolume, restore_volume
+from mfdiff_core.restore import RestoredVolume, _prepare, restore_volume
 
 Array = npt.NDArray[Any]
 # The model has 32 x 32 pixels of 2 mm; the scan 36 x 40: 2 and 4 voxels stick out on each side.
@@ -78,6 +78,25 @@ def test_storage_order_does_not_matter_voxel_by_voxel(
     straight = restored(tiny_bundle).pet.data
     flipped = restored(tiny_bundle, turned(pet(), codes), mr=turned(mr(), mr_codes)).pet.data
     np.testing.assert_allclose(np.flip(flipped, flips), straight, rtol=1e-5, atol=0.01)
+
+
+def test_oblique_scan_is_restored_to_the_same_voxels(tiny_bundle: Bundle) -> None:
+    angle = np.deg2rad(14)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    tilted = restored(tiny_bundle, pet().moved(turn), mr=mr().moved(turn)).pet
+    assert np.allclose(tilted.affine, turn @ RAS, atol=1e-6)
+    np.testing.assert_allclose(tilted.data, restored(tiny_bundle).pet.data, rtol=1e-5, atol=0.01)
+
+
+def test_mr_goes_to_the_models_grid_in_one_step(tiny_bundle: Bundle) -> None:
+    """A PET of coarse voxels costs the MR no detail: what the model sees is the MR itself."""
+    coarse = RAS @ np.diag([2.0, 2.0, 1, 1])
+    coarse[:2, 3] = RAS[:2, 3] + 1
+    low = Volume(pet().data[::2, ::2].copy(), coarse)
+    seen = _prepare(tiny_bundle, low, mr()).seen_mr
+    fine = np.asarray(axial_slices(mr()), dtype=np.float32)[:, 4:-4, 2:-2]
+    assert seen == pytest.approx(fine, abs=1e-3)
 
 
 @pytest.mark.parametrize("voxel_mm", [1.2, 3.0])

@@ -17,6 +17,9 @@ SOURCES = sorted([*ROOT.glob("mfdiff_core/**/*.py"), *ROOT.glob("platform/**/*.p
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 WHERE, HOW = ["--workspace", "--json"], ["--seed", "--workspace", "--json"]
+RESTORE = ["--model", "--samples", "--no-register", "--strict", "--overwrite"]
+INGEST = ["--domain", "--planes", "--no-register", "--out", "--set"]
+DYNAMIC = ["--window", "--lpet", "--without-dose"]
 FLAGS = {
     "quickstart": HOW,
     "simulate": [
@@ -34,7 +37,18 @@ FLAGS = {
         *["--sampler", "--scheduler", "--with-single-stage", "--gpus-per-trial", "--concurrent"],
         *["--precision", *HOW],
     ],
-    "restore": ["--model", "--pet", "--mr", "--out", "--overwrite", *HOW],
+    "restore nifti": ["--pet", "--mr", "--out", *RESTORE, *HOW],
+    "restore bids": [
+        *["bids_dir", "out_dir", "level", "--participant-label", "--participant_label"],
+        *["--pet-filter", "--window", *RESTORE, *HOW],
+    ],
+    "restore dicom": ["--pet", "--mr", "--out", *RESTORE, *HOW],
+    "ingest bids": [
+        *["bids_dir", "--participant-label", "--participant_label", "--pet-filter", "--preset"],
+        *[*DYNAMIC, *INGEST, *HOW],
+    ],
+    "ingest nifti": ["table", *INGEST, *HOW],
+    "ingest dicom": ["dicom_dir", *DYNAMIC, *INGEST, *HOW],
     "model list": WHERE,
     "model show": ["reference", *WHERE],
     "model promote": ["--domain", "--version", "--gates", "--override", "--data", *WHERE],
@@ -130,7 +144,7 @@ def test_help_of_every_verb_has_an_example_and_explains_every_option(name: str) 
             assert parameter.help or parameter.show_default, parameter.name
 
 
-@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster"])
+@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster", "ingest", "restore"])
 def test_help_of_every_group_has_an_example(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
