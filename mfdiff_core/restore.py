@@ -58,6 +58,12 @@ class RestoredVolume:
     restored_slices: int
     differences: tuple[str, ...]
 
+    @property
+    def relative_spread(self) -> float:
+        """Root mean square of the spread over that of the restored PET; 0 if K = 1."""
+        size = float(np.linalg.norm(self.pet.data))
+        return float(np.linalg.norm(self.spread.data)) / size if size else 0.0
+
 
 def restore_volume(
     bundle: Bundle,

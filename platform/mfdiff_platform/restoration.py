@@ -18,6 +18,8 @@ from mfdiff_platform.restore_page import write_scan_page
 SD_SUFFIX = "_sd"
 ACTIVITY_CHANGE = 0.05
 """Share of the total activity; a larger change is warned of."""
+NO_SPREAD = 0.01
+"""Spread of samples over the image (root mean squares) below which it is no uncertainty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class RestoredScan:
         result: restored PET and spread.
         activity_ratio: total activity over that of the LPET.
         notes: what was changed while reading.
+        samples: K.
     """
 
     lpet: Volume
@@ -58,6 +61,7 @@ class RestoredScan:
     result: RestoredVolume
     activity_ratio: float
     notes: tuple[str, ...]
+    samples: int = 1
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -66,6 +70,13 @@ class RestoredScan:
         lines = [f"unlike the model's training data: {'; '.join(odd)}"] if odd else []
         if abs(change) > ACTIVITY_CHANGE:
             lines.append(f"restoring changed the total activity by {100 * change:+.1f} %")
+        spread = self.result.relative_spread
+        if self.samples > 1 and spread < NO_SPREAD:
+            lines.append(
+                f"the {self.samples} samples differ by only {100 * spread:.2g} % of the image: this"
+                " model answers the same each time, so its standard deviation says nothing about"
+                " uncertainty"
+            )
         return tuple(lines)
 
     def summary(self) -> dict[str, Any]:
@@ -124,7 +135,8 @@ class Restorer:
         ratio = activity_ratio(result.pet.data, lpet.data)
         if motion and motion.note:
             notes = (*notes, motion.note)
-        return RestoredScan(lpet, mr, motion, result, ratio, (*notes, *lpet.notes, *mr.notes))
+        notes = (*notes, *lpet.notes, *mr.notes)
+        return RestoredScan(lpet, mr, motion, result, ratio, notes, options.samples or 1)
 
 
 def restore_files(pet: Path, mr: Path, out: Path, options: RestoreOptions) -> RestoredScan:

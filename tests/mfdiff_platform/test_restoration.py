@@ -11,7 +11,9 @@ import pytest
 
 from mfdiff_core.bundle import Bundle, save_bundle
 from mfdiff_core.data.volumes import Volume
+from mfdiff_core.diffusion.process import DiffusionConfig
 from mfdiff_core.errors import BundleError, DataError
+from mfdiff_core.model import build_model
 from mfdiff_platform.restoration import RestoredScan, RestoreOptions, restore_files
 
 AFFINE = np.array([[-2, 0, 0, 31], [0, 2, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]], dtype=float)
@@ -160,3 +162,24 @@ def test_mr_with_a_wrong_affine_is_brought_back_unless_told_not_to(
     assert moved.motion is not None
     assert (moved.motion.matrix @ motion)[:3, 3] == pytest.approx(0, abs=1.0)
     assert "MR moved by" in (tmp_path / "b.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "samples", "told"), [("x0", 3, True), ("x0", 1, False), ("eps", 3, False)]
+)
+def test_spread_of_a_model_that_always_answers_the_same_is_said_to_mean_nothing(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    scan: tuple[Path, Path],
+    target: str,
+    samples: int,
+    told: bool,
+) -> None:
+    """Fresh weights answer zero: the same x_0 from any noise, but noise left in where it is eps."""
+    diffusion = DiffusionConfig(target="x0", residual=True) if target == "x0" else DiffusionConfig()
+    config = replace(tiny_bundle.config, diffusion=diffusion)
+    weights = build_model(config, seed=0).state_dict()
+    bundle = save_bundle(tmp_path / "fresh", config, weights, tiny_bundle.provenance)
+    done = restore(bundle, scan, "spread.nii.gz", samples=samples)
+    said = [line for line in done.warnings if "says nothing about uncertainty" in line]
+    assert bool(said) == told
