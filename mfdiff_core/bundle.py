@@ -34,6 +34,8 @@ class Provenance:
         seed: seed of that stage.
         data: fingerprint of its dataset.
         voxel_mm: in-plane pixel size of the training slices.
+        data_facts: what the training slices are like, see `data.facts.dataset_facts`; empty in
+            bundles of older versions.
         parent: weights hash of the bundle it started from, empty if from scratch.
         recipe: the full recipe or training settings.
         metrics: validation metrics, by name.
@@ -52,6 +54,7 @@ class Provenance:
     metrics: dict[str, float] = field(default_factory=dict)
     code: str = mfdiff_core.__version__
     sha256: str = ""
+    data_facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

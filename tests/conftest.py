@@ -1,4 +1,4 @@
-"""Tiny real objects shared by the tests: a dataset of 32 x 32 slices, a model, a bundle.
+"""Tiny real objects shared by the tests: a dataset of 32 x 32 slices, a model, a bundle, scans.
 
 ``dataset_folder`` is made once and read-only; a test that damages a dataset takes
 ``own_dataset``, its private copy.
@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
@@ -22,6 +27,7 @@ from mfdiff_core.data.intensity import mr_scale, pet_scale
 from mfdiff_core.data.manifest import SHARDS, SPLIT, Manifest, describe_shard
 from mfdiff_core.data.slices import PET_LESION, SliceInfo, SliceRecord, write_shard
 from mfdiff_core.data.splits import make_split
+from mfdiff_core.data.volumes import Volume
 from mfdiff_core.model import MFdiffModel, ModelConfig, build_model, preset
 from mfdiff_core.seeding import rng
 
@@ -34,6 +40,8 @@ BQ_PER_ML = 20_000.0
 MakeDataset = Callable[..., Path]
 MakeRecord = Callable[..., SliceRecord]
 MakeModel = Callable[[], MFdiffModel]
+MakeHead = Callable[..., Volume]
+MakeBids = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -168,3 +176,264 @@ def tiny_bundle(tmp_path: Path, tiny_model: MFdiffModel) -> Bundle:
     )
     folder = tmp_path / "bundle"
     return save_bundle(folder, tiny_model.config, tiny_model.state_dict(), provenance)
+
+
+# --- scans: an uneven head in space, on any grid, and BIDS folders of it -----------------------
+
+PET_GRID = ((30, 34, 26), np.diag([-6.0, 6.0, 6.0, 1.0]))
+MR_GRID = ((48, 56, 48), np.diag([4.0, 4.0, 4.0, 1.0]))
+FRAME_S = 16.0
+_BLOBS_MM = (
+    (-30, 40, 10, 15), (35, -20, 25, 18), (10, 50, -20, 12), (-25, -45, 35, 16),
+    (-48, 0, -15, 13), (45, 25, -10, 12), (0, -10, 55, 14), (20, -55, -20, 14), (-5, 15, -45, 13),
+)  # fmt: skip
+"""Where the head is not symmetric: x, y, z and radius."""
+
+
+def _make_head(kind: str, grid: tuple[Any, Any] = PET_GRID, seed: int = 0) -> Volume:
+    """PET ("pet", about 10 kBq/mL in the cortex) or T1 ("mr") of one and the same head."""
+    shape, axes = grid
+    affine = np.array(axes, dtype=float)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    x, y, z = np.moveaxis(index @ affine[:3, :3].T + affine[:3, 3], -1, 0)
+    radius = np.sqrt((x / 68) ** 2 + (y / 85) ** 2 + (z / 72) ** 2)
+    scalp, cortex, white = radius < 1, radius < 0.88, radius < 0.62
+    blobs = [(x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2 < r**2 for a, b, c, r in _BLOBS_MM]
+    values = {"pet": (1500, 10000, 4000, 14000), "mr": (700, 350, 600, 150)}[kind]
+    image = np.zeros(shape, dtype=np.float32)
+    for mask, value in zip((scalp, cortex, white, np.any(blobs, axis=0)), values, strict=True):
+        image[mask & scalp] = value
+    image = gaussian_filter(image, 0.6)
+    noise = rng(seed, "head", kind).standard_normal(shape)
+    return Volume((image * (1 + 0.02 * noise)).clip(0).astype(np.float32), affine)
+
+
+def _times(first_s: float, count: int) -> list[float]:
+    return [first_s + FRAME_S * index for index in range(count)]
+
+
+def _save_film(
+    path: Path, head: Volume, starts: list[float], *, misnamed: bool, noise: float
+) -> None:
+    frames = []
+    for start in starts:
+        draw = rng(0, "frame", int(start)).standard_normal(head.data.shape)
+        level = 1 + start / 20_000  # activity rises while tracer is taken up
+        frames.append((head.data * level * (1 + noise * draw)).clip(0).astype(np.float32))
+    image = nibabel.Nifti1Image(np.stack(frames, axis=-1), head.affine)
+    image.header["descrip"] = b"DOE^JANE"
+    data = image.to_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if misnamed else gzip.compress(data, 1))
+
+
+PET_JSON: dict[str, Any] = {
+    "Unit": "Bq/ml",
+    "RadionuclideTotalDose": 249_800_000.0,
+    "RadionuclideHalfLife": 6586.2,
+    "InjectedRadioactivity": "222.264",
+    "InjectedRadioactivityUnit": "MBq",
+    "ImageDecayCorrected": True,
+    "TracerName": "FDG",
+    "InstitutionName": "St Elsewhere",
+    "PatientName": "DOE^JANE",
+}
+
+
+def _make_bids(
+    root: Path,
+    people: Mapping[str, Mapping[str, Any]],
+    *,
+    first_s: float = 0.0,
+    count: int = 24,
+    groups: Mapping[str, str] | None = None,
+    mr_grid: tuple[Any, Any] = MR_GRID,
+    noise: float = 0.3,
+) -> Path:
+    """A BIDS set; each person is a mapping of sidecar changes and of traits.
+
+    Traits: ``starts`` (frame times on disk), ``misnamed`` (uncompressed .nii.gz), ``mr_affine``
+    (an MR whose affine is wrong by this motion), ``annexed`` (content of the PET not fetched),
+    ``no_mr``, ``no_pet``. A sidecar value None removes the key.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "toy set"}))
+    table = [f"sub-{label}\t{(groups or {}).get(label, 'n/a')}" for label in people]
+    (root / "participants.tsv").write_text("\n".join(["participant_id\tgroup", *table]) + "\n")
+    pet, mr = _make_head("pet"), _make_head("mr", mr_grid)
+    for label, person in people.items():
+        traits = dict(person)
+        starts = traits.pop("starts", _times(first_s, count))
+        home = root / f"sub-{label}"
+        path = home / "pet" / f"sub-{label}_task-rest_pet.nii.gz"
+        path.parent.mkdir(parents=True)
+        if traits.pop("annexed", False):
+            path.symlink_to("../../.git/annex/objects/xx/yy/MD5E-s1260000000--0af.nii.gz/a.nii.gz")
+        elif not traits.pop("no_pet", False):
+            misnamed = traits.pop("misnamed", False)
+            _save_film(path, pet, starts, misnamed=misnamed, noise=noise)
+        if not traits.pop("no_mr", False):
+            (home / "anat").mkdir()
+            affine = traits.pop("mr_affine", np.eye(4)) @ mr.affine
+            t1 = nibabel.Nifti1Image(mr.data, affine)
+            nibabel.save(t1, home / "anat" / f"sub-{label}_T1w.nii.gz")
+        times = {"FrameTimesStart": starts, "FrameDuration": [FRAME_S] * len(starts)}
+        values = {k: v for k, v in {**PET_JSON, **times, **traits}.items() if v is not None}
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(values))
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_head() -> MakeHead:
+    """``make_head("pet" or "mr", (shape, axes), seed)``."""
+    return _make_head
+
+
+@pytest.fixture(scope="session")
+def make_bids() -> MakeBids:
+    """``make_bids(root, people, first_s, count, groups, mr_grid, noise)``."""
+    return _make_bids
+
+
+def _rigid(degrees: tuple[float, float, float], mm: tuple[float, float, float]) -> npt.NDArray[Any]:
+    motion = np.eye(4)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        turn = np.eye(4)
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        motion = turn @ motion
+    motion[:3, 3] = mm
+    return motion
+
+
+@pytest.fixture(scope="session")
+def rigid() -> Callable[..., npt.NDArray[Any]]:
+    """``rigid(degrees, mm)``: a motion about the origin, [4, 4]."""
+    return _rigid
+
+
+# --- DICOM: a patient's series, slice by slice ---------------------------------------------------
+
+MakeDicom = Callable[..., Path]
+PATIENT = {
+    "PatientName": "DOE^JANE",
+    "PatientID": "MRN4711",
+    "PatientBirthDate": "19700102",
+    "AccessionNumber": "ACC0815",
+}
+PET_MODULE = {
+    "Units": "BQML",
+    "DecayCorrection": "START",
+    "CorrectedImage": ["DECY", "ATTN", "SCAT"],
+    "PatientWeight": "70",
+    "SeriesDate": "20260102",
+    "SeriesTime": "120000.000000",
+}
+
+
+def _make_dicom(
+    folder: Path,
+    volume: Volume,
+    modality: str = "PT",
+    *,
+    number: int = 1,
+    duration_s: float = 120.0,
+    frames: int = 1,
+    patient: Mapping[str, str] = PATIENT,
+    tags: Mapping[str, Any] | None = None,
+    drop: tuple[int, ...] = (),
+) -> Path:
+    """One file per slice and frame, in no order; a slope per slice, as PET scanners write them.
+
+    Args:
+        volume: [X, Y, Z] with an affine whose columns are right-angled.
+        tags: DICOM keywords to set, or with None to leave out.
+        drop: slices that are missing.
+    """
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1, 1, 1]) @ volume.affine
+    zooms = np.linalg.norm(lps[:3, :3], axis=0)
+    who = patient["PatientID"]
+    sop = {"PT": "1.2.840.10008.5.1.4.1.1.128", "MR": "1.2.840.10008.5.1.4.1.1.4"}[modality]
+    for frame in range(frames):
+        for place in range(volume.data.shape[2]):
+            if place in drop:
+                continue
+            data = pydicom.Dataset()
+            for keyword, value in patient.items():
+                setattr(data, keyword, value)
+            data.SOPClassUID = pydicom.uid.UID(sop)
+            key = [who, modality, str(number)]
+            data.SOPInstanceUID = generate_uid(entropy_srcs=[*key, str(frame), str(place)])
+            data.StudyInstanceUID = generate_uid(entropy_srcs=[who, "study"])
+            data.FrameOfReferenceUID = generate_uid(entropy_srcs=[who, "place"])
+            data.SeriesInstanceUID = generate_uid(entropy_srcs=key)
+            data.Modality, data.SeriesNumber = modality, str(number)
+            data.InstanceNumber = str(frame * 1000 + place + 1)
+            data.ImageType = ["ORIGINAL", "PRIMARY"]
+            data.StudyDate, data.StudyTime, data.StudyID = "20260102", "115000", "1"
+            data.Manufacturer, data.InstitutionName = "ACME", "St Elsewhere"
+            data.ImageOrientationPatient = [
+                f"{v:.8f}" for axis in (0, 1) for v in lps[:3, axis] / zooms[axis]
+            ]
+            data.ImagePositionPatient = [f"{v:.6f}" for v in lps[:3, 2] * place + lps[:3, 3]]
+            data.PixelSpacing = [f"{zooms[1]:.6f}", f"{zooms[0]:.6f}"]
+            data.SliceThickness = f"{zooms[2]:.6f}"
+            if modality == "PT":
+                _add_pet(data, frame, duration_s)
+            image = volume.data[:, :, place].T
+            _add_pixels(data, image, 1.0 if modality == "MR" else max(image.max() / 30000, 1e-6))
+            for keyword, value in (tags or {}).items():
+                if value is None:
+                    delattr(data, keyword)
+                else:
+                    setattr(data, keyword, value)
+            data.add_new((0x0029, 0x0010), "LO", "ACME PRIVATE")
+            data.add_new((0x0029, 0x1010), "OB", b"DOE^JANE private")
+            meta = pydicom.dataset.FileMetaDataset()
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            meta.MediaStorageSOPClassUID = pydicom.uid.UID(sop)
+            meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+            data.file_meta = meta
+            shuffled = (7 * place + 3 * frame) % 1009
+            data.save_as(folder / f"I{shuffled:04d}{frame:02d}", enforce_file_format=True)
+    return folder
+
+
+def _add_pet(data: Any, frame: int, duration_s: float) -> None:
+    import pydicom
+
+    for keyword, value in PET_MODULE.items():
+        setattr(data, keyword, value)
+    clock = 12 * 3600 + frame * duration_s
+    data.AcquisitionDate = "20260102"
+    minutes, seconds = divmod(clock, 60)
+    data.AcquisitionTime = f"{int(minutes // 60):02d}{int(minutes % 60):02d}{seconds:09.6f}"
+    data.ActualFrameDuration = str(int(1000 * duration_s))
+    data.FrameReferenceTime = f"{1000 * (frame + 0.5) * duration_s:.1f}"
+    drug = pydicom.Dataset()
+    drug.RadionuclideTotalDose = "200000000"
+    drug.RadionuclideHalfLife = "6586.2"
+    drug.RadiopharmaceuticalStartTime = "110000.00"
+    data.RadiopharmaceuticalInformationSequence = [drug]
+
+
+def _add_pixels(data: Any, image: npt.NDArray[Any], slope: float) -> None:
+    data.Rows, data.Columns = image.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    text = f"{slope:.8g}"
+    data.RescaleSlope, data.RescaleIntercept = text, "0"
+    data.PixelData = np.rint(image / float(text)).clip(0, 65535).astype("<u2").tobytes()
+
+
+@pytest.fixture(scope="session")
+def make_dicom() -> MakeDicom:
+    """``make_dicom(folder, volume, "PT" or "MR", number, duration_s, frames, patient, tags)``."""
+    return _make_dicom

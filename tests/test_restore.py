@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -8,11 +9,14 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mfdiff_core.bundle import Bundle
-from mfdiff_core.data.volumes import Volume
+from mfdiff_core.bundle import Bundle, Provenance, save_bundle
+from mfdiff_core.config import one_of, to_dict
+from mfdiff_core.data.volumes import Volume, axial_slices
 from mfdiff_core.diffusion.samplers import SamplerConfig
-from mfdiff_core.errors import DataError
-from mfdiff_core.restore import RestoredVolume, restore_volume
+from mfdiff_core.errors import ConfigError, DataError
+from mfdiff_core.model import AnyModelConfig, build_model
+from mfdiff_core.restore import RestoredVolume, _prepare, restore_volume
+from tests.comparison.toy_systems import thin_config
 
 Array = npt.NDArray[Any]
 # The model has 32 x 32 pixels of 2 mm; the scan 36 x 40: 2 and 4 voxels stick out on each side.
@@ -78,6 +82,25 @@ def test_storage_order_does_not_matter_voxel_by_voxel(
     straight = restored(tiny_bundle).pet.data
     flipped = restored(tiny_bundle, turned(pet(), codes), mr=turned(mr(), mr_codes)).pet.data
     np.testing.assert_allclose(np.flip(flipped, flips), straight, rtol=1e-5, atol=0.01)
+
+
+def test_oblique_scan_is_restored_to_the_same_voxels(tiny_bundle: Bundle) -> None:
+    angle = np.deg2rad(14)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    tilted = restored(tiny_bundle, pet().moved(turn), mr=mr().moved(turn)).pet
+    assert np.allclose(tilted.affine, turn @ RAS, atol=1e-6)
+    np.testing.assert_allclose(tilted.data, restored(tiny_bundle).pet.data, rtol=1e-5, atol=0.01)
+
+
+def test_mr_goes_to_the_models_grid_in_one_step(tiny_bundle: Bundle) -> None:
+    """A PET of coarse voxels costs the MR no detail: what the model sees is the MR itself."""
+    coarse = RAS @ np.diag([2.0, 2.0, 1, 1])
+    coarse[:2, 3] = RAS[:2, 3] + 1
+    low = Volume(pet().data[::2, ::2].copy(), coarse)
+    seen = _prepare(tiny_bundle, low, mr()).seen_mr
+    fine = np.asarray(axial_slices(mr()), dtype=np.float32)[:, 4:-4, 2:-2]
+    assert seen == pytest.approx(fine, abs=1e-3)
 
 
 @pytest.mark.parametrize("voxel_mm", [1.2, 3.0])
@@ -207,3 +230,29 @@ def test_mr_that_lies_beside_the_head_is_refused(tiny_bundle: Bundle) -> None:
     elsewhere[:3, 3] += 500
     with pytest.raises(DataError, match=r"MR covers 0 % of the head.*register it to the PET"):
         restored(tiny_bundle, mr=Volume(mr().data, elsewhere))
+
+
+# --- other models --------------------------------------------------------------------------
+
+
+def bundle_of(system: str, tmp_path: Path) -> Bundle:
+    """Fresh weights of a comparison system."""
+    config = one_of(AnyModelConfig, to_dict(thin_config(system)))
+    provenance = Provenance(
+        domain="toy", strategy="pretrain", iterations=0, seed=0, data="none", voxel_mm=2.0
+    )
+    return save_bundle(tmp_path / system, config, build_model(config, 0).state_dict(), provenance)
+
+
+def test_a_comparison_system_restores_a_scan(tmp_path: Path) -> None:
+    """An untrained M-UNet has a zero head: what it returns is its input."""
+    done = restored(bundle_of("m-unet", tmp_path))
+    assert done.restored_slices == 3
+    np.testing.assert_allclose(inside(done.pet.data), inside(pet().data), rtol=1e-3, atol=1)
+
+
+def test_samples_are_for_models_that_draw_some(tmp_path: Path) -> None:
+    several = restored(bundle_of("csrd", tmp_path), num_samples=2)
+    assert several.spread.data.max() > 0
+    with pytest.raises(ConfigError, match="m-unet gives one result per image"):
+        restored(bundle_of("m-unet", tmp_path), num_samples=2)

@@ -6,7 +6,7 @@ Arrow does not notice a flipped byte; the hashes here do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Dataset description: slices, origin (physics or ingest settings) and shard hashes."""
+    """Dataset description: slices, origin (physics or ingest settings) and shard hashes.
+
+    ``facts`` are those of `facts.dataset_facts`: what the low-dose slices are like.
+    """
 
     domain: str
     image_size: int
@@ -43,6 +46,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     lpet: dict[str, float]
     schema_version: int = SCHEMA_VERSION
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -80,6 +84,7 @@ def load_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise DataError(
             f"{folder}: no dataset (no {MANIFEST}); make one with `mfdiff-platform simulate`"
+            " or `mfdiff-platform ingest`"
         )
     values = read_json(path)
     try:

@@ -152,6 +152,7 @@ def _run_tuner(
         folder=study.folder,
         pretrained=Path(request.pretrained),
         data=request.data_fingerprint,
+        facts=dataset.manifest.facts,
         seed=request.seed,
         validations=request.validations,
         precision=request.precision,

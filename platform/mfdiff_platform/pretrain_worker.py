@@ -273,4 +273,5 @@ def _provenance(
         voxel_mm=dataset.shards[0].infos[0].voxel_mm,
         recipe=to_dict(request.train) | {"batch_size": request.batch_size},
         metrics=metrics,
+        data_facts=dataset.manifest.facts,
     )

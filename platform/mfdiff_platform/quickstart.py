@@ -13,14 +13,8 @@ import numpy as np
 
 from mfdiff_core.bundle import Bundle, load_bundle
 from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
-from mfdiff_core.data.volumes import (
-    Modality,
-    Volume,
-    axial_slices,
-    from_axial_slices,
-    read_volume,
-    write_volume,
-)
+from mfdiff_core.data.nifti import Modality, read_volume, write_volume
+from mfdiff_core.data.volumes import Volume, axial_slices, from_axial_slices
 from mfdiff_core.evaluation.figures import Image, comparison_figure
 from mfdiff_core.files import write_bytes
 from mfdiff_core.model import preset

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mfdiff_core.config import to_dict
+from mfdiff_core.data.facts import dataset_facts
 from mfdiff_core.data.intensity import mr_scale, pet_scale
 from mfdiff_core.data.manifest import (
     MANIFEST,
@@ -129,6 +130,7 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
         origin=origin,
         shards=tuple(entries),
         lpet=lpet,
+        facts=dataset_facts(shards),
     )
     manifest.save(out)
     return manifest

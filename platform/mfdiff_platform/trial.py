@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class TrialSetting:
         validations: how often a trial validates, evenly over its iterations.
         precision: ``fp32`` or ``bf16``.
         on_gpu: whether a trial was given a share of a GPU.
+        facts: what that dataset looks like, kept with the model to know its like by.
     """
 
     study: str
@@ -91,6 +92,7 @@ class TrialSetting:
     validations: int
     precision: Precision = "fp32"
     on_gpu: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 Report = Callable[[dict[str, float]], None]
@@ -124,6 +126,7 @@ def run_trial(
         iterations=recipe.iterations,
         seed=setting.seed,
         data=setting.data,
+        data_facts=setting.facts,
         voxel_mm=held_out.infos[0].voxel_mm,
         parent=parent.provenance.sha256 if recipe.starts_pretrained else "",
         recipe=to_dict(recipe),

@@ -71,6 +71,7 @@ def test_blocked_imports_would_be_noticed() -> None:
 
 def test_help_of_every_verb_loads_nothing_heavy() -> None:
     pages = [[], *([verb] for verb in VERBS), ["model", "list"], ["search-space", "show"]]
+    pages += [[verb, form] for verb in ("ingest", "restore") for form in ("bids", "nifti", "dicom")]
     loaded = json.loads(python(HELP, json.dumps(pages), *HEAVY))
     assert len(loaded) == len(pages)
     assert not any(loaded.values()), loaded

@@ -19,6 +19,9 @@ SOURCES = sorted([*ROOT.glob("mfdiff_core/**/*.py"), *ROOT.glob("platform/**/*.p
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 WHERE, HOW = ["--workspace", "--json"], ["--seed", "--workspace", "--json"]
+RESTORE = ["--model", "--samples", "--no-register", "--strict", "--overwrite"]
+INGEST = ["--domain", "--planes", "--no-register", "--out", "--set"]
+DYNAMIC = ["--window", "--lpet", "--without-dose"]
 FLAGS = {
     "quickstart": HOW,
     "simulate": [
@@ -43,7 +46,18 @@ FLAGS = {
         *["--adapt-iterations", "--batch-size", "--samples", "--test-slices", "--precision"],
         *["--set", *HOW],
     ],
-    "restore": ["--model", "--pet", "--mr", "--out", "--overwrite", *HOW],
+    "restore nifti": ["--pet", "--mr", "--out", *RESTORE, *HOW],
+    "restore bids": [
+        *["bids_dir", "out_dir", "level", "--participant-label", "--participant_label"],
+        *["--pet-filter", "--window", *RESTORE, *HOW],
+    ],
+    "restore dicom": ["--pet", "--mr", "--out", *RESTORE, *HOW],
+    "ingest bids": [
+        *["bids_dir", "--participant-label", "--participant_label", "--pet-filter", "--preset"],
+        *[*DYNAMIC, *INGEST, *HOW],
+    ],
+    "ingest nifti": ["table", *INGEST, *HOW],
+    "ingest dicom": ["dicom_dir", *DYNAMIC, *INGEST, *HOW],
     "model list": WHERE,
     "model show": ["reference", *WHERE],
     "model promote": ["--domain", "--version", "--gates", "--override", "--data", *WHERE],
@@ -143,7 +157,7 @@ def test_models_on_the_command_line_are_all_there_are() -> None:
     assert MODEL_NAMES == MODELS
 
 
-@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster"])
+@pytest.mark.parametrize("verb", ["model", "data", "search-space", "cluster", "ingest", "restore"])
 def test_help_of_every_group_has_an_example(verb: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

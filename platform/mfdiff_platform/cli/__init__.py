@@ -14,6 +14,7 @@ import click
 VERBS = {
     "quickstart": "the whole chain on simulated data, in minutes",
     "simulate": "make a dataset of simulated slices",
+    "ingest": "make a dataset of your own scans: BIDS, NIfTI, DICOM",
     "data": "check a dataset, and show what is in it",
     "pretrain": "train on phantoms (external stage)",
     "adapt": "search for a site's best recipe (internal stage)",
