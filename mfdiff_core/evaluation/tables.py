@@ -23,7 +23,8 @@ class Cost:
     """What a method costs.
 
     Attributes:
-        parameters: numbers that restoration and training hold, a discriminator's included.
+        parameters: of the restorer.
+        discriminator: parameters of what is needed in training alone.
         iterations: training steps in all stages.
         training_s: wall time of all stages.
         slice_s: wall time per restored slice.
@@ -31,6 +32,7 @@ class Cost:
     """
 
     parameters: int
+    discriminator: int = 0
     iterations: int
     training_s: float
     slice_s: float
@@ -219,9 +221,14 @@ def _cost_lines(table: Table) -> list[str]:
     head = ["Method", "parameters", "iterations", "training (s)", "slice (ms)", "evaluations"]
     cells = [
         [
-            *(method, f"{cost.parameters:,}", f"{cost.iterations}", f"{cost.training_s:.0f}"),
+            *(method, _size(cost), f"{cost.iterations}", f"{cost.training_s:.0f}"),
             *(f"{1000 * cost.slice_s:.1f}", f"{cost.evaluations}"),
         ]
         for method, cost in costs.items()
     ]
     return ["## What each costs", "", *_grid([head, *cells]), ""] if cells else []
+
+
+def _size(cost: Cost) -> str:
+    beside = f" + {cost.discriminator:,}" if cost.discriminator else ""
+    return f"{cost.parameters:,}{beside}"

@@ -152,9 +152,11 @@ def _adapting(method: Method, scale: CompareScale) -> Recipe:
 
 
 def _cost(done: Trained, restored: Restoration) -> Cost:
-    weights = build_model(done.bundle.config, seed=0).parameters()
+    model = build_model(done.bundle.config, seed=0)
+    discriminator = sum(weight.numel() for weight in model.adversary)
     return Cost(
-        parameters=sum(weight.numel() for weight in weights),
+        parameters=sum(weight.numel() for weight in model.parameters()) - discriminator,
+        discriminator=discriminator,
         iterations=done.iterations,
         training_s=done.training_s,
         slice_s=restored.slice_s,

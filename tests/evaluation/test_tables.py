@@ -21,7 +21,9 @@ from mfdiff_core.evaluation.tables import Cost, Table, TableRow, paired, ranks, 
 from mfdiff_core.physics.phantom import Tissue
 
 PNG = b"\x89PNG"
-COST = Cost(parameters=1234, iterations=10, training_s=2.0, slice_s=0.01, evaluations=3)
+COST = Cost(
+    parameters=1234, discriminator=56, iterations=10, training_s=2.0, slice_s=0.01, evaluations=3
+)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +94,7 @@ def test_page_says_how_it_measured_and_what_it_leaves_out(table: Table) -> None:
     assert "never used to rank" in page
     assert "FB-SEM is left out: no sinograms" in page
     assert "below 6 an exact test cannot reach p = 0.05" in page
-    assert "| good | 1,234 | 10 | 2 | 10.0 | 3 |" in page
+    assert "| good | 1,234 + 56 | 10 | 2 | 10.0 | 3 |" in page
 
 
 def test_last_row_is_tested_against_all_others_on_the_same_slices(table: Table) -> None:
