@@ -18,11 +18,18 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json
 from mfdiff_core.model import MODELS, ModelConfig, preset
 from mfdiff_core.training.loop import train
-from mfdiff_core.training.strategies import Recipe
+from mfdiff_core.training.strategies import Recipe, Strategy
 from mfdiff_platform import compare_plan, compare_training
 from mfdiff_platform.cli import cli
 from mfdiff_platform.compare import Compared, compare
-from mfdiff_platform.compare_plan import CompareScale, default_recipe, own, table
+from mfdiff_platform.compare_plan import (
+    CompareScale,
+    Comparison,
+    Method,
+    default_recipe,
+    own,
+    table,
+)
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
@@ -112,6 +119,25 @@ def test_second_stage_starts_from_the_first_and_settings_have_their_own_table(
     assert row.cost.iterations == 2 + 1
     assert "internal stage: 1 iterations on site" in done.markdown
     assert len(list((workspace.root / "comparisons/models").glob("m-unet-*"))) == 2
+
+
+def test_arms_of_tables_6_and_7_differ_in_their_stages_alone(
+    workspace: Workspace, store: TrackingStore
+) -> None:
+    stages: tuple[Strategy, ...] = ("external", "internal", "single_stage", "two_stage")
+    methods = tuple(Method(label=stage, system="m-unet", strategy=stage) for stage in stages)
+    chosen = Comparison(name="stages", title="t", domain="site", methods=methods, setting="uld")
+    done = compare(workspace, store, chosen, scale())
+    assert {row.setting for row in done.table.rows} == {"uld"}
+    iterations = {row.method: row.cost.iterations for row in done.table.rows if row.cost}
+    assert iterations == {"external": 2, "internal": 1, "single_stage": 3, "two_stage": 3}
+    # The external stage is trained once, for itself and for the two stages.
+    models = [read_json(path) for path in workspace.comparison("models").glob("*/arm.json")]
+    assert len(models) == 4
+    (single,) = (arm for arm in models if arm["recipe"]["strategy"] == "single_stage")
+    (second,) = (arm for arm in models if arm["recipe"]["strategy"] == "two_stage")
+    assert single["phantom"]
+    assert second["parent"]
 
 
 def few_steps(name: str, system: str = "mfdiff") -> Any:
