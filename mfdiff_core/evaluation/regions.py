@@ -17,6 +17,9 @@ from mfdiff_core.physics.phantom import Tissue
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 
+HEAD_SHARE = 0.1
+"""Voxels above this share of the PET's maximum are head."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionBias:
@@ -56,6 +59,27 @@ def simulated_regions(tissue: Labels, lesions: Labels) -> dict[str, Mask]:
         "PET-only lesion": in_pet & ~in_mr,
         "PET and MR lesion": in_pet & in_mr,
         "MR-only lesion": in_mr & ~in_pet,
+    }
+
+
+def t1_regions(x_m: npt.NDArray[Any], x_s: npt.NDArray[Any]) -> dict[str, Mask]:
+    """Thirds of the head by T1 intensity, where there is no tissue map.
+
+    Roughly fluid and skull, grey matter, and white matter and fat. Chosen by the MR, because
+    regions chosen by a noisy PET would carry its noise into their bias.
+
+    Args:
+        x_m: T1, any shape.
+        x_s: SPET, same shape; its tenth of the maximum and more is head.
+    """
+    head = (x_s > HEAD_SHARE * x_s.max()) & (x_m > 0)
+    if not head.any():
+        return {}
+    low, high = np.quantile(x_m[head], [1 / 3, 2 / 3])
+    return {
+        "dark third of T1": head & (x_m <= low),
+        "middle third of T1": head & (x_m > low) & (x_m <= high),
+        "bright third of T1": head & (x_m > high),
     }
 
 

@@ -11,22 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfdiff_core.bundle import load_bundle
-from mfdiff_core.config import flatten
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
-from mfdiff_platform.outcome import Outcome, conclude, gain_over_paper
+from mfdiff_platform.outcome import Outcome, conclude
 from mfdiff_platform.progress import task
-from mfdiff_platform.registry import SiteModels
-from mfdiff_platform.report import markdown_table, model_card, table_row, write_report
+from mfdiff_platform.report import write_report
 from mfdiff_platform.run import Run
 from mfdiff_platform.study import Study, StudyRequest, claim_study
+from mfdiff_platform.study_record import log_outcome, open_study_run, register_best
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
 from mfdiff_platform.workspace import Workspace
-
-EXPERIMENT = "mfdiff-studies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +86,8 @@ def adapt(
         search(study, store, run, scale, dataset)
         outcome = conclude(study)
         report = write_report(study, outcome)
-        version = _register(study, outcome, store)
-        _log_outcome(run, outcome, report)
+        version = register_best(study, outcome, store)
+        log_outcome(study, store, run, outcome, report)
     run.finish("finished")
     return Adapted(study, outcome, version, report)
 
@@ -118,17 +114,6 @@ def search(
 
 def _is_missing(study: Study, scale: SearchScale) -> bool:
     return bool(study.pending() or study.unasked(scale.trials))
-
-
-def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
-    """The study's parent run in MLflow."""
-    request = study.request
-    tags = {"kind": "study", "domain": request.domain, "setting": request.setting or "all"}
-    run = store.find_or_create(EXPERIMENT, request.name, f"{request.domain}: {request.name}", tags)
-    run.log_config({k: v for k, v in flatten(request).items() if k != "space"})
-    run.log_text(request.space, "search_space.yaml")
-    run.log_dataset(request.domain, dataset.manifest.fingerprint, "training")
-    return run
 
 
 def trial_data(study: Study, dataset: Dataset) -> TrialData:
@@ -222,35 +207,3 @@ def _fitting(cluster: Cluster, need: Resources) -> int:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config['number']:04d}"
-
-
-def _register(study: Study, outcome: Outcome, store: TrackingStore) -> str:
-    """Register the best trial's bundle as ``candidate``, once."""
-    request = study.request
-    record = study.ledger[outcome.best]
-    bundle = load_bundle(study.bundle_of(record))
-    trial_run = store.find(EXPERIMENT, f"{request.name}/{record.number:04d}")
-    assert trial_run is not None, "a finished trial has a run"
-    tags = {
-        "study": request.name,
-        "trial": str(record.number),
-        "parent_bundle": bundle.provenance.parent,
-        "data_fingerprint": bundle.provenance.data,
-        "weights_sha256": bundle.provenance.sha256,
-    }
-    version = SiteModels(store).register_candidate(
-        request.domain, bundle.folder, trial_run.info.run_id, tags, model_card(study, outcome)
-    )
-    return f"{version.name}/{version.version}"
-
-
-def _log_outcome(run: Run, outcome: Outcome, report: Path) -> None:
-    """The study's table, report and headline figures, on the page a physicist opens first."""
-    run.log_table([table_row(row) for row in outcome.rows], "tables/test.json")
-    run.log_file(report, "report")
-    best = outcome.rows[-1]
-    run.log_metrics({"test/psnr": best.psnr, "test/ssim": best.ssim, "test/nmse": best.nmse}, 0)
-    run.note(markdown_table(outcome))
-    gain = gain_over_paper(outcome)
-    if gain is not None:
-        run.set_tags({"gain_over_paper_db": f"{gain:+.2f}"})

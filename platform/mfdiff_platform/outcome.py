@@ -11,6 +11,7 @@ import numpy as np
 
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
+from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.baselines import best_gaussian
 from mfdiff_core.evaluation.metrics import METRICS, Metrics, definition, evaluate_slices
 from mfdiff_core.evaluation.statistics import Estimate, estimate_metrics
@@ -92,6 +93,18 @@ def conclude(study: Study) -> Outcome:
     }
     write_json(path, values)
     return _outcome(read_json(path))
+
+
+def load_outcome(study: Study) -> Outcome:
+    """What `conclude` has kept.
+
+    Raises:
+        DataError: nothing yet, or not understood.
+    """
+    try:
+        return _outcome(read_json(study.folder / RESULTS))
+    except (AttributeError, KeyError, TypeError) as fault:
+        raise DataError(f"{study.folder / RESULTS}: not a study's results ({fault})") from None
 
 
 def _outcome(values: Mapping[str, Any]) -> Outcome:

@@ -1,63 +1,51 @@
 """Site models: bundles registered in MLflow as versions of ``mfdiff-<domain>``.
 
-A registered version is an artifact folder of the run that made it::
-
-    site-model/<weights hash>/artifacts/bundle/     the bundle, as it is on disk
-
-The bundle lies where an MLflow pyfunc model keeps its artifacts, so that an ``MLmodel`` file and
-its code can be put beside ``artifacts/`` without moving anything.
+A registered version is an artifact folder of the run that made it, see `model_files`. Its tags
+say where it comes from and what the gates said; without these it can never be champion.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.errors import BundleError, ConfigError, MfdiffError
-from mfdiff_core.files import atomic_path, sha256_file
 from mfdiff_platform.errors import TrackingError
+from mfdiff_platform.model_files import (
+    INSIDE,
+    WEIGHTS_TAG,
+    is_intact,
+    keep_bundle,
+    lineage,
+    model_folder,
+    version_folder,
+)
 from mfdiff_platform.names import check_name
+from mfdiff_platform.site_model import (
+    ADMITTED_TAG,
+    CANDIDATE,
+    CHAMPION,
+    GATES_TAG,
+    OVERRIDE_TAG,
+    PREFIX,
+    RESULT_TAG,
+    ModelVersion,
+    SiteModel,
+    check_may_be_champion,
+    site_model,
+)
 from mfdiff_platform.tracking import TrackingStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PREFIX = "mfdiff-"
-CANDIDATE, CHAMPION = "candidate", "champion"
-WEIGHTS_TAG = "weights_sha256"
-
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[\w.-]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
-_INSIDE = "artifacts/bundle"
-_FOLDER_DIGITS = 16
-
-
-class ModelVersion(NamedTuple):
-    """Which registered model."""
-
-    name: str
-    version: int
-
-    def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiteModel:
-    """What the registry knows of a version."""
-
-    id: ModelVersion
-    aliases: tuple[str, ...]
-    tags: dict[str, str]
-    description: str
-    run_id: str
-    source: str
-    created_ms: int
 
 
 class SiteModels:
@@ -92,17 +80,17 @@ class SiteModels:
             TrackingError: MLflow is out of reach.
         """
         name = PREFIX + check_name("domain", domain)
-        lineage = _lineage(bundle_dir) | {tag: str(value) for tag, value in tags.items()}
-        with self._asking() as client:
+        facts = lineage(bundle_dir) | {tag: str(value) for tag, value in tags.items()}
+        with self.asking() as client:
             _ensure_model(client, name)
-            known = _registered(client, name, run_id, lineage[WEIGHTS_TAG])
+            known = _registered(client, name, run_id, facts[WEIGHTS_TAG])
             if known is None:
-                folder = f"site-model/{lineage[WEIGHTS_TAG][:_FOLDER_DIGITS]}"
-                for path in _files(bundle_dir):
-                    client.log_artifact(run_id, str(path), f"{folder}/{_INSIDE}")
-                source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+                place = version_folder(facts[WEIGHTS_TAG])
+                with model_folder(bundle_dir) as folder:
+                    client.log_artifacts(run_id, str(folder), place)
+                source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
                 made = client.create_model_version(
-                    name, source, run_id, tags=lineage, description=description
+                    name, source, run_id, tags=facts, description=description
                 )
                 known = int(made.version)
             client.set_registered_model_alias(name, CANDIDATE, str(known))
@@ -113,11 +101,46 @@ class SiteModels:
 
         Raises:
             ConfigError: no such version.
+            GateError: ``champion`` is asked for, and the gates neither passed nor were overridden.
             TrackingError: MLflow is out of reach.
         """
-        self.show(str(model))
-        with self._asking() as client:
+        found = self.show(str(model))
+        if alias == CHAMPION:
+            check_may_be_champion(found)
+        with self.asking() as client:
             client.set_registered_model_alias(model.name, alias, str(model.version))
+
+    def champion(self, domain: str) -> SiteModel | None:
+        """The champion of ``domain``, if there is one.
+
+        Raises:
+            ConfigError: ``domain`` is not an allowed name.
+            TrackingError: MLflow is out of reach.
+        """
+        name = PREFIX + check_name("domain", domain)
+        chosen = (m for m in self.list() if m.id.name == name and CHAMPION in m.aliases)
+        return next(chosen, None)
+
+    def record_verdict(self, model: SiteModel, verdict: Mapping[str, Any], override: str) -> None:
+        """Store what the gates said with the version: as tags and as a file beside its weights.
+
+        Args:
+            model: the version.
+            verdict: `gates.Verdict.to_dict`.
+            override: why it becomes champion all the same, "" if it does not have to.
+
+        Raises:
+            TrackingError: MLflow is out of reach.
+        """
+        tags = {GATES_TAG: verdict["summary"], RESULT_TAG: json.dumps(verdict)}
+        if verdict["passed"] or override:
+            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: override}
+        name, version = model.id.name, str(model.id.version)
+        place = version_folder(model.tags[WEIGHTS_TAG])
+        with self.asking() as client:
+            client.log_text(model.run_id, json.dumps(verdict, indent=2), f"{place}/gates.json")
+            for tag, value in tags.items():
+                client.set_model_version_tag(name, version, tag, value)
 
     def show(self, reference: str) -> SiteModel:
         """The version that ``mfdiff-<domain>@<alias>`` or ``mfdiff-<domain>/<version>`` names.
@@ -141,6 +164,7 @@ class SiteModels:
 
         Raises:
             ConfigError: neither a folder nor a site model; lists those there are.
+            GateError: a champion that no gate has let through, however it got its alias.
             BundleError: the stored weights are not the ones that were registered.
             TrackingError: MLflow is out of reach.
         """
@@ -148,7 +172,10 @@ class SiteModels:
             return Path(reference).absolute()
         if not _REFERENCE.fullmatch(reference):
             raise ConfigError(f"no folder and no site model {reference!r}; {self._there_are()}")
-        return self._fetch(self.show(reference))
+        model = self.show(reference)
+        if reference.endswith(f"@{CHAMPION}"):
+            check_may_be_champion(model)
+        return self._fetch(model)
 
     def _there_are(self) -> str:
         return _listing(self.list())
@@ -156,23 +183,27 @@ class SiteModels:
     def _fetch(self, model: SiteModel) -> Path:
         """Folder with the bundle of ``model``, downloaded unless an intact copy is there."""
         folder = self._store.workspace / "models" / model.id.name / str(model.id.version)
-        if not _is_intact(folder, model):
-            with TemporaryDirectory() as scratch, self._asking():
+        if not is_intact(folder, model.tags.get(WEIGHTS_TAG)):
+            with TemporaryDirectory() as scratch, self.asking():
                 from mlflow.artifacts import download_artifacts
 
-                uri = f"{model.source}/{_INSIDE}"
+                uri = f"{model.source}/{INSIDE}"
                 got = download_artifacts(
                     uri, dst_path=scratch, tracking_uri=self._store.address.uri
                 )
-                _keep_bundle(Path(got), folder)
-            if not _is_intact(folder, model):
+                keep_bundle(Path(got), folder)
+            if not is_intact(folder, model.tags.get(WEIGHTS_TAG)):
                 shutil.rmtree(folder)
                 raise BundleError(f"{model.id}: the stored weights are not the registered ones")
         return folder
 
     @contextmanager
-    def _asking(self) -> Iterator[MlflowClient]:
-        """The client; its failures become `TrackingError`."""
+    def asking(self) -> Iterator[MlflowClient]:
+        """The client; its failures become `TrackingError`.
+
+        Raises:
+            TrackingError: MLflow is out of reach, or refuses.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -190,10 +221,10 @@ class SiteModels:
         Raises:
             TrackingError: MLflow is out of reach.
         """
-        with self._asking() as client:
+        with self.asking() as client:
             models = [m for m in _all(client.search_registered_models) if m.name[:7] == PREFIX]
             return [
-                _site_model(version, model.aliases)
+                site_model(version, model.aliases)
                 for model in sorted(models, key=lambda m: m.name)
                 for version in _versions(client, f"name = '{model.name}'")
             ]
@@ -213,19 +244,6 @@ def _all(search: Any, **query: Any) -> Iterator[Any]:
 def _versions(client: MlflowClient, query: str) -> list[Any]:
     found = _all(client.search_model_versions, filter_string=query)
     return sorted(found, key=lambda version: -int(version.version))
-
-
-def _site_model(version: Any, aliases: Mapping[str, Any]) -> SiteModel:
-    number = int(version.version)
-    return SiteModel(
-        id=ModelVersion(version.name, number),
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == number)),
-        tags=dict(version.tags),
-        description=version.description or "",
-        run_id=version.run_id or "",
-        source=version.source,
-        created_ms=version.creation_timestamp,
-    )
 
 
 def _is_meant(match: re.Match[str], model: SiteModel) -> bool:
@@ -253,43 +271,3 @@ def _registered(client: MlflowClient, name: str, run_id: str, sha256: str) -> in
         if version.tags.get(WEIGHTS_TAG) == sha256:
             return int(version.version)
     return None
-
-
-def _lineage(bundle_dir: Path) -> dict[str, str]:
-    """Tags from a bundle's provenance, after a look at its weights."""
-    from mfdiff_core.bundle import load_bundle
-
-    bundle = load_bundle(bundle_dir)
-    bundle.weights()
-    provenance = bundle.provenance
-    return {
-        WEIGHTS_TAG: provenance.sha256,
-        "data_fingerprint": provenance.data,
-        "parent_bundle": provenance.parent,
-        "strategy": provenance.strategy,
-    }
-
-
-def _is_intact(folder: Path, model: SiteModel) -> bool:
-    from mfdiff_core.bundle import WEIGHTS
-
-    weights = folder / WEIGHTS
-    return weights.is_file() and sha256_file(weights) == model.tags.get(WEIGHTS_TAG)
-
-
-def _files(bundle_dir: Path) -> list[Path]:
-    """The files of a bundle; nothing else of the folder travels."""
-    from mfdiff_core.bundle import CONFIG, PROVENANCE, WEIGHTS
-
-    paths = [bundle_dir / name for name in (WEIGHTS, CONFIG, PROVENANCE)]
-    for path in paths:
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{path}: missing or not a plain file")
-    return paths
-
-
-def _keep_bundle(source: Path, folder: Path) -> None:
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        for path in _files(source):
-            shutil.copyfile(path, temporary / path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,11 @@ def write_report(study: Study, outcome: Outcome) -> Path:
         f" · {escape(headline)} · {NOTICE}</p>",
         "<h2>Held-out test subjects</h2>",
         _table(outcome),
-        _figure(_methods_png(outcome), "Mean and 95 % interval; small dots are subjects."),
+        figure(_methods_png(outcome), "Mean and 95 % interval; small dots are subjects."),
         f"<p class=quiet>{escape(outcome.definition)} The test subjects have been looked at "
         f"{outcome.test_evaluations} time(s).</p>",
         "<h2>Search</h2>",
-        _figure(_search_png(study), "Validation PSNR of each finished trial, and the best so far."),
+        figure(_search_png(study), "Validation PSNR of each finished trial, and the best so far."),
         _trials(study),
         "<h2>Winning recipe</h2>",
         f"<pre>{escape(recipe_yaml(best))}</pre>",
@@ -116,15 +117,19 @@ def write_report(study: Study, outcome: Outcome) -> Path:
     ]
     if request.domain in STAND_INS:
         sections.append(f"<p class=quiet>{escape(STAND_IN_NOTICE)}</p>")
-    page = (
+    path = study.folder / REPORT
+    write_bytes(path, page(f"Study {request.name}", sections).encode())
+    return path
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A self-contained HTML page; ``sections`` are HTML already, ``title`` is not."""
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"
-        f"<title>Study {escape(request.name)}</title><style>{_STYLE}</style>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<body>{''.join(sections)}</body></html>"
     )
-    path = study.folder / REPORT
-    write_bytes(path, page.encode())
-    return path
 
 
 def _table(outcome: Outcome) -> str:
@@ -162,10 +167,11 @@ def _pictures(study: Study, outcome: Outcome) -> str:
     if not path.is_file():
         return ""
     caption = "A validation slice restored by the best trial; errors share one colour scale."
-    return "<h2>Picture</h2>" + _figure(path.read_bytes(), caption)
+    return "<h2>Picture</h2>" + figure(path.read_bytes(), caption)
 
 
-def _figure(png: bytes, caption: str) -> str:
+def figure(png: bytes, caption: str) -> str:
+    """A picture inside the page, with its caption."""
     data = base64.b64encode(png).decode()
     return (
         f"<figure><img alt='{escape(caption)}' src='data:image/png;base64,{data}'>"

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.spool import Operation
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
-        self._submit("tags", {name: str(value)[:_LONGEST_TAG] for name, value in tags.items()})
+        self._submit("tags", clean_tags(tags))
 
     def note(self, markdown: str) -> None:
         """Text at the top of the run's page."""
@@ -131,7 +132,7 @@ class Run:
 
     def finish(self, state: State, reason: str = "") -> None:
         """End the run; tag ``state`` tells how, with the reason."""
-        told = " ".join(f"{state}: {reason}".split()) if reason else state
+        told = " ".join(f"{state}: {without_paths(reason)}".split()) if reason else state
         values = {"status": _STATUS[state], "state": told[:_LONGEST_REASON], "time_ms": now_ms()}
         self._submit("status", values)
 
@@ -169,14 +170,28 @@ class Run:
             self._log_artifact(target, "" if folder == "." else folder)
 
 
+def run_of(store: TrackingStore, experiment: str, key: str, parent: Run | None = None) -> Run:
+    """The run with ``key``, to add to it without setting it going again."""
+    above = parent.spec if parent else None
+    spec = RunSpec(
+        experiment=experiment, key=key, name=key, tags={}, start_ms=now_ms(), parent=above
+    )
+    return Run(store, spec)
+
+
 def now_ms() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return int(time.time() * 1000)
 
 
+def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as MLflow takes them, cut, and without paths, which may name a patient."""
+    return {name: without_paths(str(value))[:_LONGEST_TAG] for name, value in tags.items()}
+
+
 def _param(value: Any) -> str:
     """Text of a parameter; of a long one the beginning, its length and a hash to tell it apart."""
-    text = str(value)
+    text = without_paths(str(value))
     if len(text) <= _LONGEST_PARAM:
         return text
     ending = f"... [{len(text)} characters, sha256 {sha256(text.encode()).hexdigest()[:12]}]"

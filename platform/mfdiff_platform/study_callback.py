@@ -10,13 +10,17 @@ from typing import Any
 from ray.tune import Callback
 
 from mfdiff_core.config import flatten, from_dict
+from mfdiff_core.files import read_json
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.progress import Task, say
 from mfdiff_platform.run import Run
+from mfdiff_platform.strip import strip_file
 from mfdiff_platform.study import TRIALS, Study, recorded
+from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import BUNDLE, PICTURE
+from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
 
 _LOGGED = ("psnr", "ssim", "nmse", "loss")
 
@@ -51,6 +55,7 @@ class StudyCallback(Callback):
         run.log_metrics({f"validation/{k}": v for k, v in curve.items()}, step)
         if final:
             run.log_metrics({f"best/{k}": v for k, v in judged.items() if k != "loss"}, step)
+        self._log_strip(run, trial.config["number"], step)
         self._shown.update(self._done, self._note())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -92,10 +97,20 @@ class StudyCallback(Callback):
         if finished:
             run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
             run.log_image((self._study.folder / folder / PICTURE).read_bytes(), "validation")
-            run.set_tags({"best_psnr": f"{metrics['psnr']:.2f}"})
+            self._log_subjects(run, self._study.folder / folder / SUBJECTS)
+        run.set_tags(headline(self._study, self._study.ledger[number]))
         run.finish(state, reason)  # type: ignore[arg-type]
         self._done += 1
         self._shown.update(self._done, self._note())
+
+    def _log_strip(self, run: Run, number: int, step: int) -> None:
+        strip = strip_file(self._study.folder / TRIALS / f"{number:04d}", step)
+        if strip.is_file():
+            run.log_image(strip.read_bytes(), "validation slice", step)
+
+    def _log_subjects(self, run: Run, path: Path) -> None:
+        if path.is_file():
+            run.log_table(read_json(path), "tables/validation_subjects.json")
 
     def _note(self) -> str:
         finished = self._study.ledger.finished()
@@ -110,20 +125,16 @@ class StudyCallback(Callback):
         config = trial.config
         number = config["number"]
         if number not in self._runs:
-            recipe = config["recipe"]
-            freeze = recipe.get("freeze", "none")
-            what = config["reference"] or f"{recipe['strategy']}, freeze {freeze}"
-            tags = {
-                "kind": "trial",
-                "domain": self._study.request.domain,
-                "strategy": recipe["strategy"],
-                "freeze": freeze,
-                "study": self._study.request.name,
-                "reference": config["reference"],
-            }
-            key = f"{self._study.request.name}/{number:04d}"
+            recipe = recipe_tags(config)
+            what = config["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
+            request = self._study.request
+            tags = {"kind": "trial", "domain": request.domain, "study": request.name} | recipe
             self._runs[number] = self._store.find_or_create(
-                self._parent.spec.experiment, key, f"{number:03d} {what}", tags, self._parent
+                self._parent.spec.experiment,
+                trial_key(self._study, number),
+                f"{number:03d} {what}",
+                tags,
+                self._parent,
             )
         return self._runs[number]
 
@@ -134,8 +145,8 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
 
 
 def reason_of(error_file: str | None) -> str:
-    """Last line of a trial's traceback: the fault in its own words."""
+    """Last line of a trial's traceback: the fault in its own words, without paths."""
     if not error_file or not Path(error_file).is_file():
         return "the worker died without a word (out of memory, or killed)"
     lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown"
+    return without_paths(lines[-1]) if lines else "unknown"

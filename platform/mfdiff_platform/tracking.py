@@ -9,7 +9,6 @@ key of ours, so the same trial finds the same run after any restart, and a run c
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from mfdiff_core.errors import ConfigError, MfdiffError
 from mfdiff_platform.errors import TrackingError
 from mfdiff_platform.names import check_key, check_name
-from mfdiff_platform.run import Run, RunSpec, now_ms
+from mfdiff_platform.run import Run, RunSpec, clean_tags, now_ms
 from mfdiff_platform.run_writer import RunWriter
 from mfdiff_platform.spool import Operation, Spool
 from mfdiff_platform.store_address import URI_VARIABLE, StoreAddress, within
-from mfdiff_platform.store_database import ensure_database
+from mfdiff_platform.store_client import open_client
 from mfdiff_platform.ui import ui_command, ui_link
 
 if TYPE_CHECKING:
@@ -36,13 +35,7 @@ __all__ = ["Run", "TrackingError", "TrackingStore", "ui_command", "ui_link"]
 KEY_TAG = "mfdiff.key"
 
 _ANSWER_S = 10.0
-# Our own patience replaces MLflow's minutes of silent retries; what the user has set stays.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}
+_STATE = ("workspace", "address", "spool", "_retry_after_s")
 # The store understood the call and will never accept it; anything else may pass later.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
 
@@ -80,8 +73,7 @@ class TrackingStore:
         self._one_at_a_time = RLock()  # the driver's event thread writes too
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("workspace", "address", "spool", "_retry_after_s")
-        return {name: getattr(self, name) for name in kept}
+        return {name: vars(self)[name] for name in _STATE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -91,7 +83,7 @@ class TrackingStore:
     def client(self) -> MlflowClient:
         """MLflow client of this store, opened on first use."""
         if self._client is None:
-            self._client = self._open()
+            self._client = open_client(self.address)
         return self._client
 
     def prepare(self) -> None:
@@ -102,10 +94,10 @@ class TrackingStore:
         """
         try:
             if self.address.database:
-                self._client = self._open()
+                self._client = open_client(self.address)
             else:
                 self.address.knock()
-                self._client = within(_ANSWER_S, self._open)
+                self._client = within(_ANSWER_S, lambda: open_client(self.address))
         except MfdiffError:
             raise
         except Exception as fault:
@@ -127,18 +119,6 @@ class TrackingStore:
                 f"MLflow server on it and set {URI_VARIABLE} to the server's address"
             )
 
-    def _open(self) -> MlflowClient:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        if self.address.database:
-            ensure_database(self.address.database, self.address.uri)
-        client = MlflowClient(self.address.uri, registry_uri=self.address.uri)
-        client.search_experiments(max_results=1)
-        return client
-
     # Experiments and runs
 
     def get_or_create_experiment(self, name: str) -> str:
@@ -154,11 +134,9 @@ class TrackingStore:
 
     def _find_experiment(self, name: str) -> str | None:
         found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return None
-        if found.lifecycle_stage == "deleted":
+        if found is not None and found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+        return str(found.experiment_id) if found else None
 
     def _new_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -212,7 +190,7 @@ class TrackingStore:
             experiment=check_name("experiment", experiment),
             key=check_key(key),
             name=name or key,
-            tags={tag: str(value) for tag, value in (tags or {}).items()},
+            tags=clean_tags(tags or {}),
             start_ms=now_ms(),
             parent=parent.spec if parent else None,
         )
@@ -222,7 +200,22 @@ class TrackingStore:
         return run
 
     def find(self, experiment: str, key: str) -> MlflowRun | None:
-        """The run with ``key`` as MLflow has it, untouched."""
+        """The run with ``key`` as MLflow has it, untouched.
+
+        Raises:
+            TrackingError: MLflow is out of reach.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.address.knock()
+            return self._find(experiment, key)
+        except (MlflowException, OSError) as fault:
+            raise TrackingError(
+                f"MLflow at {self.address.shown} cannot be read: {fault}"
+            ) from fault
+
+    def _find(self, experiment: str, key: str) -> MlflowRun | None:
         found = self.client.search_runs(
             [self.get_or_create_experiment(experiment)],
             f"tags.`{KEY_TAG}` = '{check_key(key)}'",
@@ -237,7 +230,7 @@ class TrackingStore:
 
     def _writer(self, spec: RunSpec) -> RunWriter:
         if spec.slug not in self._writers:
-            found = self.find(spec.experiment, spec.key)
+            found = self._find(spec.experiment, spec.key)
             run_id = found.info.run_id if found else self._new_run(spec)
             self._writers[spec.slug] = RunWriter(self.client, run_id, is_new=found is None)
         return self._writers[spec.slug]
@@ -247,10 +240,8 @@ class TrackingStore:
         if spec.parent:
             tags["mlflow.parentRunId"] = self.run_id(spec.parent)
         experiment_id = self.get_or_create_experiment(spec.experiment)
-        created = self.client.create_run(
-            experiment_id, start_time=spec.start_ms, tags=tags, run_name=spec.name
-        )
-        return str(created.info.run_id)
+        made = self.client.create_run(experiment_id, spec.start_ms, tags, spec.name)
+        return str(made.info.run_id)
 
     # Delivery
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ from mfdiff_core.data.dataset import SliceSet
 from mfdiff_core.data.slices import SliceInfo
 from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.figures import comparison_figure
+from mfdiff_core.evaluation.metrics import METRICS, Metrics
+from mfdiff_core.evaluation.statistics import subject_means
 from mfdiff_core.evaluation.validation import evaluate_model, restore_slices, summarise
-from mfdiff_core.files import write_bytes
+from mfdiff_core.files import write_bytes, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.training.freezing import merge_lora
 from mfdiff_core.training.loop import Progress, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start, starting_weights
+from mfdiff_platform.strip import strip_file, write_strip
 from mfdiff_platform.suggestion import FINAL, LAST
 
-BUNDLE, PICTURE = "bundle", "validation.png"
+BUNDLE, PICTURE, SUBJECTS = "bundle", "validation.png", "subjects.json"
 CPU = torch.device("cpu")
 KBQ = 1e-3
 """Bq/mL to kBq/mL, for pictures."""
@@ -109,12 +113,13 @@ def run_trial(
     pretrained = parent.weights() if recipe.starts_pretrained else None
     state = start(model, recipe, pretrained)
     held_out = data.validation.unpack()
-    best = _carry_out(state, recipe, setting, data, held_out, report)
+    folder = setting.folder / "trials" / f"{number:04d}"
+    validator = _Validator(held_out, folder)
+    best = _carry_out(state, recipe, setting, data, validator, report)
     if not state.best_weights:
         raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
     model.load_state_dict(state.best_weights)
     merge_lora(model)
-    folder = setting.folder / "trials" / f"{number:04d}"
     provenance = Provenance(
         domain=setting.domain,
         strategy=recipe.strategy,
@@ -131,23 +136,48 @@ def run_trial(
     return bundle
 
 
+class _Validator:
+    """Validates on the held-out slices, and leaves what people want to see of it."""
+
+    def __init__(self, held_out: SliceSet, folder: Path) -> None:
+        self.held_out, self._folder = held_out, folder
+        self._metrics: Metrics | None = None
+
+    def __call__(self, model: RestorationModel, step: int) -> dict[str, float]:
+        """Metrics of ``model``; draws one slice."""
+        self._metrics = evaluate_model(model, self.held_out)
+        summary = summarise(self._metrics, self.held_out)
+        if math.isfinite(summary["psnr"]):
+            write_strip(strip_file(self._folder, step), model, self.held_out)
+        return summary
+
+    def note_best(self) -> None:
+        """The last validation is the best so far: keep each subject's means."""
+        assert self._metrics is not None
+        people = [info.subject for info in self.held_out.infos]
+        means = {name: subject_means(getattr(self._metrics, name), people) for name in METRICS}
+        rows = [
+            {"subject": person} | {name: means[name][person] for name in METRICS}
+            for person in dict.fromkeys(people)
+        ]
+        write_json(self._folder / SUBJECTS, rows)
+
+
 def _carry_out(
     state: TrainState,
     recipe: Recipe,
     setting: TrialSetting,
     data: TrialData,
-    held_out: SliceSet,
+    validator: _Validator,
     report: Report,
 ) -> dict[str, float]:
     """Train as ``recipe`` says; returns the metrics of the best weights."""
 
-    def validate(model: RestorationModel) -> dict[str, float]:
-        return summarise(evaluate_model(model, held_out), held_out)
-
     if recipe.iterations == 0:
         with state.averaged() as model:
-            metrics = validate(model)
-        state.note_validation(metrics["psnr"])
+            metrics = validator(model, 0)
+        if state.note_validation(metrics["psnr"]):
+            validator.note_best()
         report(metrics | {"iterations": 0})
         return metrics
     config = TrainConfig(
@@ -163,11 +193,17 @@ def _carry_out(
     best: dict[str, float] = {}
     loss = float("nan")
     anchors = starting_weights(state) if recipe.l2sp > 0 else None
+
+    def validate(model: RestorationModel) -> dict[str, float]:
+        return validator(model, state.step)
+
     for event in train(state, stream, config, validate=validate, anchors=anchors):
         if isinstance(event, Progress):
             loss = event.loss
         elif isinstance(event, Validated):
-            best = event.metrics if event.is_best else best
+            if event.is_best:
+                best = event.metrics
+                validator.note_best()
             report(event.metrics | {"loss": loss, "iterations": event.step})
     return best
 

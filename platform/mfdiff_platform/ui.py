@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mfdiff_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mfdiff_platform.tracking import TrackingStore
@@ -22,8 +25,23 @@ def ui_command(store: TrackingStore, address: str = UI_ADDRESS) -> str:
     command += ["--backend-store-uri", store.address.shown]
     command += ["--artifacts-destination", str(store.workspace / "artifacts")]
     command += ["--allowed-hosts", f"{host}:{port},localhost:{port}"]
+    command += ["--cors-allowed-origins", f"http://{host}:{port},http://localhost:{port}"]
     quiet = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
     return f"env {quiet} {shlex.join(command)}"
+
+
+def require_free(port: int) -> None:
+    """See that nobody else listens there; MLflow would say so in a traceback.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"port {port} is taken; give another: --port {port + 1}") from None
 
 
 def ui_link(experiment_id: str, run_id: str = "", address: str = UI_ADDRESS) -> str:

@@ -20,7 +20,7 @@ from mfdiff_core.config import from_dict
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.adapt import EXPERIMENT, Adapted, SearchScale, adapt, trial_data
+from mfdiff_platform.adapt import Adapted, SearchScale, adapt, trial_data
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.ledger import TrialRecord
@@ -28,6 +28,7 @@ from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.study import RESULTS, Study, StudyRequest
+from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import TrialSetting, run_trial
 from mfdiff_platform.workspace import Workspace
@@ -158,7 +159,7 @@ def test_ctrl_c_means_what_it_did_before_the_search(adapted: Adapted) -> None:
 
 def test_parent_run_shows_table_and_report(adapted: Adapted, store_: TrackingStore) -> None:
     parent = runs(store_)["leeds"]
-    assert artifacts(store_, parent, "tables") == {"test.json"}
+    assert artifacts(store_, parent, "tables") == {"test.json", "test_subjects.json"}
     assert artifacts(store_, parent, "report") == {adapted.report.name}
     assert "| best trial |" in parent.data.tags["mlflow.note.content"]
     assert parent.data.metrics["test/psnr"] == adapted.outcome.rows[-1].psnr

@@ -17,8 +17,9 @@ VERBS = {
     "data": "check a dataset, and show what is in it",
     "pretrain": "train on phantoms (external stage)",
     "adapt": "search for a site's best recipe (internal stage)",
+    "study": "export and import a study, free disk",
     "restore": "restore a scan with a trained model",
-    "model": "list and show registered site models",
+    "model": "compare, promote and roll back registered site models",
     "search-space": "print a search space, resolved",
     "ui": "open MLflow on the workspace",
 }

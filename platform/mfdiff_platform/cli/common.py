@@ -86,12 +86,12 @@ def print_result(values: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(json.dumps(values, indent=2) if as_json else text)
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Plain aligned columns; the first to the left, the others to the right."""
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: int = 1) -> str:
+    """Plain aligned columns; the first ``left`` to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in [head, *rows]

@@ -28,9 +28,9 @@ def command(seed: int, workspace: Path | None, as_json: bool) -> None:
     Example:
       mfdiff-platform quickstart
     """
-    from mfdiff_platform.adapt import EXPERIMENT
     from mfdiff_platform.cli.results import rows_json, rows_text
     from mfdiff_platform.quickstart import quickstart
+    from mfdiff_platform.study_record import EXPERIMENT
     from mfdiff_platform.tracking import ui_link
     from mfdiff_platform.workspace import open_workspace
 

@@ -11,31 +11,40 @@ from mfdiff_platform.cli.common import open_store
 
 
 @click.command("ui")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1024, 65535))
 @click.option(
     "--workspace",
     type=click.Path(path_type=Path, file_okay=False),
     envvar="MFDIFF_WORKSPACE",
     help="[default: ./mfdiff-workspace]",
 )
-def command(workspace: Path | None) -> None:
+def command(port: int, workspace: Path | None) -> None:
     """Start MLflow on this machine's loopback address; Ctrl-C stops it.
 
     \b
     Example:
-      mfdiff-platform ui
+      mfdiff-platform ui --port 5001
     """
     import os
     import subprocess
     import sys
 
-    from mfdiff_platform.adapt import EXPERIMENT
-    from mfdiff_platform.tracking import ui_command, ui_link
+    from mfdiff_platform.study_record import EXPERIMENT
+    from mfdiff_platform.ui import require_free, ui_command, ui_link
     from mfdiff_platform.workspace import open_workspace
 
     store = open_store(open_workspace(workspace))
-    click.echo(ui_link(store.get_or_create_experiment(EXPERIMENT)))
+    experiment = store.get_or_create_experiment(EXPERIMENT)
+    if store.address.is_server:
+        click.echo(ui_link(experiment, address=store.address.shown.rstrip("/")))
+        return
+    require_free(port)
+    address = f"http://127.0.0.1:{port}"
+    click.echo(ui_link(experiment, address=address))
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    server = subprocess.Popen(shlex.split(ui_command(store)), env=os.environ | {"PATH": beside})
+    server = subprocess.Popen(
+        shlex.split(ui_command(store, address)), env=os.environ | {"PATH": beside}
+    )
     try:
         raise SystemExit(server.wait())
     except KeyboardInterrupt:

@@ -1,0 +1,139 @@
+"""What a study leaves in MLflow: its own run, its trials' headlines, its site model.
+
+Tags are columns and notes are descriptions in MLflow's tables, so both say what a person would
+otherwise open a run for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mfdiff_core.bundle import load_bundle
+from mfdiff_core.config import flatten
+from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.errors import DataError
+from mfdiff_platform.ledger import TrialRecord
+from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
+from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.report import markdown_table, model_card, table_row
+from mfdiff_platform.run import Run, run_of
+from mfdiff_platform.study import PAPER_RECIPE, Study
+from mfdiff_platform.tracking import TrackingStore
+
+EXPERIMENT = "mfdiff-studies"
+
+_PARTS = ("train", "validation", "test")
+_CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
+
+
+def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
+    """The study's parent run in MLflow; which data it uses, but no place where they lie."""
+    request = study.request
+    tags = {"kind": "study", "domain": request.domain, "setting": request.setting or "all"}
+    run = store.find_or_create(EXPERIMENT, request.name, f"{request.domain}: {request.name}", tags)
+    elsewhere = ("space", "data", "phantom", "pretrained")
+    run.log_config({k: v for k, v in flatten(request).items() if k not in elsewhere})
+    run.log_text(request.space, "search_space.yaml")
+    for part in _PARTS:
+        run.log_dataset(f"{request.domain}-{part}", dataset.manifest.fingerprint, _CONTEXTS[part])
+    return run
+
+
+def trial_key(study: Study, number: int) -> str:
+    """Key of a trial's run."""
+    return f"{study.request.name}/{number:04d}"
+
+
+def recipe_tags(config: dict[str, Any]) -> dict[str, str]:
+    """Strategy and freeze plan of a trial, as columns."""
+    recipe = config["recipe"]
+    freeze = str(recipe.get("freeze", "none"))
+    return {
+        "strategy": recipe["strategy"],
+        "freeze": freeze,
+        "reference": config["reference"],
+    }
+
+
+def headline(study: Study, record: TrialRecord) -> dict[str, str]:
+    """Tags of a trial that ended: best PSNR, gain over the paper's recipe, and all in a line."""
+    tags = recipe_tags(record.config)
+    what = f"{tags['strategy']}, freeze {tags['freeze']}"
+    if record.state != "finished":
+        told = f"{record.state}: {record.reason}" if record.reason else record.state
+        return {"mlflow.note.content": f"{what}: {told}"}
+    psnr, gain = record.metrics["psnr"], _gain(study, record)
+    found = {"best_psnr": f"{psnr:.2f}"}
+    line = f"{what}: {psnr:.2f} dB on validation subjects"
+    if gain is not None:
+        found["gain_over_paper_db"] = f"{gain:+.2f}"
+        line += f", {gain:+.2f} dB against the paper's recipe"
+    return found | {"mlflow.note.content": line}
+
+
+def log_outcome(
+    study: Study, store: TrackingStore, run: Run, outcome: Outcome, report: Path
+) -> None:
+    """Table, report and headline of a finished study, on the page a physicist opens first."""
+    run.log_table([table_row(row) for row in outcome.rows], "tables/test.json")
+    run.log_table(_subject_rows(outcome.rows), "tables/test_subjects.json")
+    run.log_file(report, "report")
+    best = outcome.rows[-1]
+    run.log_metrics({"test/psnr": best.psnr, "test/ssim": best.ssim, "test/nmse": best.nmse}, 0)
+    run.set_tags(recipe_tags(study.ledger[outcome.best].config) | _headline(outcome))
+    run.note(markdown_table(outcome))
+    # The paper's recipe may have ended after others did; now every gain is known.
+    for record in study.ledger.ended():
+        trial = run_of(store, EXPERIMENT, trial_key(study, record.number), run)
+        trial.set_tags(headline(study, record))
+
+
+def register_best(study: Study, outcome: Outcome, store: TrackingStore) -> str:
+    """Register the best trial's bundle as ``candidate``, once; returns ``name/version``.
+
+    Raises:
+        DataError: its run is not in MLflow.
+        TrackingError: MLflow is out of reach.
+    """
+    request = study.request
+    record = study.ledger[outcome.best]
+    bundle = load_bundle(study.bundle_of(record))
+    trial_run = store.find(EXPERIMENT, trial_key(study, record.number))
+    if trial_run is None:
+        raise DataError(f"trial {record.number} of {request.name!r} has no run in MLflow")
+    tags = {
+        "study": request.name,
+        "trial": str(record.number),
+        "setting": request.setting or "all",
+        "test_psnr": f"{outcome.rows[-1].psnr:.2f}",
+        **_headline(outcome),
+    }
+    version = SiteModels(store).register_candidate(
+        request.domain, bundle.folder, trial_run.info.run_id, tags, model_card(study, outcome)
+    )
+    return str(version)
+
+
+def _headline(outcome: Outcome) -> dict[str, str]:
+    """PSNR of the best trial on test subjects and its gain over the paper's recipe there."""
+    gain = gain_over_paper(outcome)
+    found = {"best_psnr": f"{outcome.rows[-1].psnr:.2f}"}
+    return found | ({} if gain is None else {"gain_over_paper_db": f"{gain:+.2f}"})
+
+
+def _gain(study: Study, record: TrialRecord) -> float | None:
+    """Validation PSNR minus that of the paper's recipe, once that has ended."""
+    for other in study.ledger.finished():
+        if other.config["reference"] == PAPER_RECIPE:
+            return record.metrics["psnr"] - other.metrics["psnr"]
+    return None
+
+
+def _subject_rows(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
+    return [
+        {"method": row.name, "subject": subject}
+        | {metric: round(value, 4) for metric, value in values.items()}
+        for row in rows
+        for subject, values in row.per_subject.items()
+    ]
