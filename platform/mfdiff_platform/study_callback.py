@@ -12,6 +12,7 @@ from ray.tune import Callback
 from mfdiff_core.config import flatten, from_dict
 from mfdiff_core.files import read_json
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.objective import MODES
 from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.progress import Task, say
 from mfdiff_platform.run import Run
@@ -19,19 +20,37 @@ from mfdiff_platform.strip import strip_file
 from mfdiff_platform.study import TRIALS, Study, recorded
 from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
+from mfdiff_platform.time_limit import derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
 
-_LOGGED = ("psnr", "ssim", "nmse", "loss")
+_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "ActorUnavailableError")
+_LOGGED = (*MODES, "loss")
 
 
 class StudyCallback(Callback):
-    """The one writer of a study: only the driver touches the ledger and MLflow."""
+    """The one writer of a study: only the driver touches the ledger and MLflow.
 
-    def __init__(self, study: Study, store: TrackingStore, parent: Run, shown: Task) -> None:
+    It also ends trials that hang: ``timeout_s`` after their start, or, when that is None, after a
+    time derived from the slowest reference.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: TrackingStore,
+        parent: Run,
+        shown: Task,
+        timeout_s: float | None = None,
+    ) -> None:
         self._study, self._store, self._parent, self._shown = study, store, parent, shown
+        self._timeout_s = timeout_s
+        space = study.request.search_space()
+        self._batch_ratio = space.largest_batch_size / space.batch_size
+        self._limit_s = timeout_s or derived_limit_s(study.ledger, self._batch_ratio)
         self._runs: dict[int, Run] = {}
         self._started: dict[int, float] = {}
+        self._overdue: dict[int, str] = {}
         self._done = len(study.ledger.ended())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -58,6 +77,17 @@ class StudyCallback(Callback):
         self._log_strip(run, trial.config["number"], step)
         self._shown.update(self._done, self._note())
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Kill workers of trials that take too long; Tune then reports them as failed."""
+        for trial in trials:
+            number = trial.config["number"]
+            took = time.monotonic() - self._started.get(number, math.inf)
+            if took > self._limit_s and trial.status == "RUNNING" and number not in self._overdue:
+                self._overdue[number] = (
+                    f"took longer than {self._limit_s:.0f} s and was ended (--trial-timeout)"
+                )
+                _kill(trial)
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that ran to its end, or that the scheduler stopped."""
         result = trial.last_result or {}
@@ -69,8 +99,9 @@ class StudyCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that failed, with its reason; the search goes on."""
-        reason = reason_of(trial.error_file)
-        say(f"trial {trial.config['number']} failed: {reason}", mark="[red]✗[/] ")
+        number = trial.config["number"]
+        reason = self._overdue.get(number) or reason_of(trial.error_file)
+        say(f"trial {number} failed: {reason}", mark="[red]✗[/] ")
         self._end(trial, "failed", reason)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -90,9 +121,11 @@ class StudyCallback(Callback):
             reason=reason,
             metrics=metrics,
             bundle=str(folder / BUNDLE) if finished else "",
-            seconds=time.monotonic() - self._started.get(number, time.monotonic()),
+            seconds=time.monotonic() - self._started.pop(number, time.monotonic()),
             iterations=int(result.get("iterations", 0)),
         )
+        if self._timeout_s is None:
+            self._limit_s = derived_limit_s(self._study.ledger, self._batch_ratio)
         run = self._run(trial)
         if finished:
             run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
@@ -139,6 +172,15 @@ class StudyCallback(Callback):
         return self._runs[number]
 
 
+def _kill(trial: Any) -> None:
+    """End the worker of a trial, whatever it is doing."""
+    import ray
+
+    worker = trial.temporary_state.ray_actor
+    if worker is not None:
+        ray.kill(worker)
+
+
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     """The metrics of a report, without what Ray Tune adds to it."""
     return {k: float(v) for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
@@ -147,6 +189,9 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
 def reason_of(error_file: str | None) -> str:
     """Last line of a trial's traceback: the fault in its own words, without paths."""
     if not error_file or not Path(error_file).is_file():
-        return "the worker died without a word (out of memory, or killed)"
-    lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
+        return "its worker died without a word (out of memory, or killed)"
+    text = Path(error_file).read_text()
+    if any(death in text for death in _DEATHS):
+        return "its worker died (out of memory, or killed)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return without_paths(lines[-1]) if lines else "unknown"

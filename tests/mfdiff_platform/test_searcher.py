@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from mfdiff_core.config import to_dict
+from mfdiff_core.config import from_dict, to_dict
 from mfdiff_platform.ledger import Ledger
 from mfdiff_platform.searcher import RecipeSearcher
 from mfdiff_platform.study import Study, StudyRequest, recorded
@@ -51,8 +51,7 @@ def open_searcher(study: Study, trials: int = TRIALS) -> RecipeSearcher:
         numbers=study.unasked(trials),
         seed=study.request.seed,
         sampler=study.request.sampler,
-        metric="psnr",
-        mode="max",
+        objectives=study.objectives,
     )
 
 
@@ -256,4 +255,5 @@ def test_failed_observation_needs_no_value(study: Study) -> None:
 
 
 def test_request_survives_the_disk(tmp_path: Path) -> None:
-    assert StudyRequest(**json.loads(json.dumps(to_dict(request(seed=3))))) == request(seed=3)
+    written = json.loads(json.dumps(to_dict(request(seed=3))))
+    assert from_dict(StudyRequest, written) == request(seed=3)
