@@ -6,18 +6,21 @@ The test subjects are opened once, at the end, for the references and the best t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mfdiff_core.bundle import load_bundle
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_platform.known import WARM_POINTS, Known, best_points
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, conclude
 from mfdiff_platform.progress import say
+from mfdiff_platform.repeats import repeat_finalists
 from mfdiff_platform.report import write_report
 from mfdiff_platform.search import Trainable, search
-from mfdiff_platform.session import SearchScale, session
+from mfdiff_platform.session import SearchScale, last_session, session
 from mfdiff_platform.study import REQUEST, Study, StudyRequest, claim_study, load_study
 from mfdiff_platform.study_record import log_outcome, open_study_run, register_best
 from mfdiff_platform.tracking import TrackingStore
@@ -84,13 +87,47 @@ def work_on(
         return _carry_out(study, store, settled, dataset, trainable)
 
 
+def resume_study(study: Study, store: TrackingStore, changes: Mapping[str, int]) -> Adapted:
+    """Go on with a study as its last command was told to, but for ``changes`` of the scale.
+
+    Raises:
+        ConfigError: it was never begun here, data or weights have changed, or another command is
+            at work on it.
+    """
+    last = last_session(study)
+    if last is None:
+        raise ConfigError(
+            f"study {study.request.name!r} was never worked on here; use `mfdiff-platform adapt`"
+        )
+    _check_inputs(study)
+    return work_on(study, store, replace(last.scale, **changes))
+
+
+def _check_inputs(study: Study) -> None:
+    """Refuse data and weights that are not those the study began with."""
+    request = study.request
+    found = {
+        "data_fingerprint": open_dataset(Path(request.data)).manifest.fingerprint,
+        "pretrained_sha256": load_bundle(Path(request.pretrained)).provenance.sha256,
+    }
+    if request.phantom:
+        phantom = open_dataset(Path(request.phantom))
+        found["phantom_fingerprint"] = phantom.manifest.fingerprint
+    odd = [name for name, value in found.items() if getattr(request, name) != value]
+    if odd:
+        raise ConfigError(
+            f"study {request.name!r} was begun with another {', '.join(odd)}; put the old ones"
+            " back, or begin another study"
+        )
+
+
 def _carry_out(
     study: Study, store: TrackingStore, scale: SearchScale, dataset: Dataset, trainable: Trainable
 ) -> Adapted:
     run = open_study_run(study, store, dataset)
     with run.watched():
         search(study, store, run, scale, dataset, trainable)
-        outcome = conclude(study)
+        outcome = conclude(study, repeat_finalists(study, scale, dataset))
         report = write_report(study, outcome)
         version = register_best(study, outcome, store)
         log_outcome(study, store, run, outcome, report)

@@ -112,10 +112,9 @@ def point_of(space: SearchSpace, recipe: Mapping[str, Any]) -> Suggestion | None
     except LookupError:
         return None
     drawn = from_dict(Recipe, chosen)
-    same = {"iterations": wanted.iterations, "batch_size": wanted.batch_size}
-    if replace(drawn, **same) != wanted:
+    if replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size) != wanted:
         return None
     trial = FixedTrial(chosen)
-    fields = space(trial)  # type: ignore[arg-type]
+    fields = space(trial)
     distributions = {n: distribution_to_json(d) for n, d in trial.distributions.items()}
     return Suggestion(0, fields, "", distributions)

@@ -138,24 +138,9 @@ class RecipeSearcher(Searcher):
                 self._begun[number] = self._ask_again(begun[number])
 
     def _remember(self, observation: Observation) -> None:
-        if observation.suggestion.distributions is None:
-            return
-        states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-        state = states.get(observation.outcome, TrialState.FAIL)
-        params, distributions = _drawn(observation.suggestion)
-        stopped = state == TrialState.PRUNED and len(self._objectives) == 1
-        values = [observation.value, *observation.others]
-        if state == TrialState.COMPLETE and len(values) < len(self._objectives):
-            return  # of an earlier study that did not measure all that this one optimises
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=params,
-                distributions=distributions,
-                values=values if state == TrialState.COMPLETE else None,
-                intermediate_values={observation.iterations: observation.value} if stopped else {},
-            )
-        )
+        trial = remembered(observation, len(self._objectives))
+        if trial is not None:
+            self._study.add_trial(trial)
 
     def _ask_again(self, suggestion: Suggestion) -> optuna.Trial:
         """A running Optuna trial with the point that was suggested in an earlier session."""
@@ -163,6 +148,34 @@ class RecipeSearcher(Searcher):
         self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # has nothing left to draw
         self._study.enqueue_trial(params)
         return self._study.ask(distributions)
+
+
+def remembered(observation: Observation, objectives: int) -> optuna.trial.FrozenTrial | None:
+    """A search point of the past as Optuna keeps it.
+
+    Args:
+        observation: what was found.
+        objectives: how many metrics are optimised now.
+
+    Returns:
+        None for what is no search point, or was not measured in all of the metrics.
+    """
+    if observation.suggestion.distributions is None:
+        return None
+    states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+    state = states.get(observation.outcome, TrialState.FAIL)
+    params, distributions = _drawn(observation.suggestion)
+    values = [observation.value, *observation.others][:objectives]
+    if state == TrialState.COMPLETE and len(values) < objectives:
+        return None
+    stopped = state == TrialState.PRUNED and objectives == 1
+    return optuna.trial.create_trial(
+        state=state,
+        params=params,
+        distributions=distributions,
+        values=values if state == TrialState.COMPLETE else None,
+        intermediate_values={observation.iterations: observation.value} if stopped else {},
+    )
 
 
 def grid_of(space: SearchSpace) -> list[dict[str, Value]]:

@@ -136,7 +136,12 @@ def _note(study: Study, state: SessionState, scale: SearchScale) -> None:
 
 
 def _settle(study: Study, scale: SearchScale, earlier: Session | None) -> SearchScale:
-    """Turn ``+20`` into a total; growth that was not finished is finished, not grown again."""
+    """Turn ``+20`` into a total; growth that was not finished is finished, not grown again.
+
+    Finalists that were repeated stay so, lest the test subjects be looked at once more for less.
+    """
+    if earlier:
+        scale = replace(scale, seeds=max(scale.seeds, earlier.scale.seeds))
     if not scale.grow:
         return scale
     asked = max((record.number + 1 for record in study.ledger), default=len(study.first()))

@@ -25,7 +25,7 @@ from mfdiff_platform.search_space import SearchSpace, parse
 from mfdiff_platform.suggestion import Observation, Suggestion
 
 REQUEST, TRIALS, RESULTS, REPORT = "study.json", "trials", "results.json", "study.html"
-PAPER_RECIPE = "two-stage (paper)"
+PAPER_RECIPE, BEST_TRIAL = "two-stage (paper)", "best trial"
 
 SamplerName = Literal["tpe", "random", "grid"]
 SchedulerName = Literal["asha", "none"]
@@ -127,6 +127,11 @@ class Study:
             raise DataError(f"{self.folder}: no trial has finished")
         score = self.objectives[0].score
         return max(finished, key=lambda record: (score(record.metrics), -record.number))
+
+    def finalists(self) -> dict[str, TrialRecord]:
+        """Finished references by name, and last the best trial; what test subjects are for."""
+        references = {r.config["reference"]: r for r in self.ledger.finished()}
+        return {n: r for n, r in references.items() if n} | {BEST_TRIAL: self.best()}
 
     def pareto(self) -> list[TrialRecord]:
         """Finished trials that no other beats in one objective without losing in another."""
@@ -245,10 +250,11 @@ def load_study(folder: Path) -> Study:
     """
     if not (folder / REQUEST).is_file():
         raise DataError(f"{folder}: no study (no {REQUEST})")
-    request = from_dict(StudyRequest, read_json(folder / REQUEST), REQUEST)
-    places = {name: getattr(request, name) for name in _PLACES}
-    here = {name: str(_root(folder) / place) for name, place in places.items() if place}
-    return Study(folder, replace(request, **here))
+    values = read_json(folder / REQUEST)
+    for name in _PLACES:
+        if values.get(name):
+            values[name] = str(_root(folder) / values[name])
+    return Study(folder, from_dict(StudyRequest, values, REQUEST))
 
 
 def all_studies(studies: Path) -> Iterator[Study]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ class StudyCallback(Callback):
         self._runs: dict[int, Run] = {}
         self._started: dict[int, float] = {}
         self._overdue: dict[int, str] = {}
+        self._reached: dict[int, tuple[str, int, float]] = {}
+        self._began, self._ended_here = time.monotonic(), 0
         self._done = len(study.ledger.ended())
+        self._aim = study.objectives[0].metric
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the trial and open its run."""
@@ -59,6 +63,8 @@ class StudyCallback(Callback):
         if number not in {record.number for record in self._study.ledger}:
             self._study.ledger.add(recorded(trial.config), number)
         self._started[number] = time.monotonic()
+        self._reached[number] = (_what(trial.config), 0, math.nan)
+        self._show()
         run = self._run(trial)
         run.log_config(flatten(from_dict(Recipe, trial.config["recipe"])))
 
@@ -74,8 +80,10 @@ class StudyCallback(Callback):
         run.log_metrics({f"validation/{k}": v for k, v in curve.items()}, step)
         if final:
             run.log_metrics({f"best/{k}": v for k, v in judged.items() if k != "loss"}, step)
-        self._log_strip(run, trial.config["number"], step)
-        self._shown.update(self._done, self._note())
+        number = trial.config["number"]
+        self._log_strip(run, number, step)
+        self._reached[number] = (_what(trial.config), step, result.get(self._aim, math.nan))
+        self._show()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Kill workers of trials that take too long; Tune then reports them as failed."""
@@ -134,7 +142,9 @@ class StudyCallback(Callback):
         run.set_tags(headline(self._study, self._study.ledger[number]))
         run.finish(state, reason)  # type: ignore[arg-type]
         self._done += 1
-        self._shown.update(self._done, self._note())
+        self._ended_here += 1
+        self._reached.pop(number, None)
+        self._show()
 
     def _log_strip(self, run: Run, number: int, step: int) -> None:
         strip = strip_file(self._study.folder / TRIALS / f"{number:04d}", step)
@@ -145,13 +155,26 @@ class StudyCallback(Callback):
         if path.is_file():
             run.log_table(read_json(path), "tables/validation_subjects.json")
 
+    def _show(self) -> None:
+        """Tell the terminal how the search stands."""
+        self._shown.update(self._done, self._note())
+        rows = [
+            (str(number), what, str(step), "" if math.isnan(value) else f"{value:.2f}")
+            for number, (what, step, value) in sorted(self._reached.items())
+        ]
+        self._shown.show_table(("trial", "recipe", "iterations", self._aim), rows)
+
     def _note(self) -> str:
-        finished = self._study.ledger.finished()
-        if not finished:
-            return ""
-        best = self._study.best()
-        name = best.config["reference"] or f"trial {best.number}"
-        return f"best {best.metrics['psnr']:.2f} dB ({name})"
+        states = Counter(record.state for record in self._study.ledger)
+        parts = [f"{states[s]} {s}" for s in ("running", "pruned", "failed") if states[s]]
+        if states["finished"]:
+            best = self._study.best()
+            name = best.config["reference"] or f"trial {best.number}"
+            parts.insert(0, f"best {best.metrics[self._aim]:.2f} ({name})")
+        if self._ended_here and self._shown.total > self._done:
+            each = (time.monotonic() - self._began) / self._ended_here
+            parts.append(f"{each * (self._shown.total - self._done) / 60:.0f} min left")
+        return ", ".join(parts)
 
     def _run(self, trial: Any) -> Run:
         """The trial's MLflow run, the same one for ever."""
@@ -159,7 +182,7 @@ class StudyCallback(Callback):
         number = config["number"]
         if number not in self._runs:
             recipe = recipe_tags(config)
-            what = config["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
+            what = _what(config)
             request = self._study.request
             tags = {"kind": "trial", "domain": request.domain, "study": request.name} | recipe
             self._runs[number] = self._store.find_or_create(
@@ -170,6 +193,12 @@ class StudyCallback(Callback):
                 self._parent,
             )
         return self._runs[number]
+
+
+def _what(config: dict[str, Any]) -> str:
+    """A trial in a few words."""
+    recipe = recipe_tags(config)
+    return recipe["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
 
 
 def _kill(trial: Any) -> None:

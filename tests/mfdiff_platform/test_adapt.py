@@ -20,13 +20,14 @@ from mfdiff_core.config import from_dict
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.adapt import Adapted, SearchScale, adapt
+from mfdiff_platform.adapt import Adapted, adapt
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.search import trial_data
+from mfdiff_platform.session import SearchScale
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.study import RESULTS, Study, StudyRequest
 from mfdiff_platform.study_record import EXPERIMENT

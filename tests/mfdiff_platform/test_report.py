@@ -131,7 +131,7 @@ def test_page_gives_the_winning_recipe_in_full(study: Study) -> None:
 
     written = write_report(study, OUTCOME).read_text()
     (recipe,) = re.findall("<pre>(.*?)</pre>", written, re.S)
-    assert from_dict(Recipe, yaml.safe_load(recipe)) == from_dict(Recipe, POINT)
+    assert from_dict(Recipe, yaml.safe_load(recipe)["recipe"]) == from_dict(Recipe, POINT)
 
 
 def test_markdown_table_has_a_line_per_row_and_its_definition() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,13 @@ MORE = SearchScale(trials=4, grow=True)
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    fixed = {"data": "", "data_fingerprint": "", "phantom": "", "pretrained": "", "setting": ""}
+    fixed: dict[str, Any] = {
+        "data": "",
+        "data_fingerprint": "",
+        "phantom": "",
+        "pretrained": "",
+        "setting": "",
+    }
     space = "parameters: {iterations: {value: 30}, lr: {low: 0.001, high: 0.01}}"
     request = StudyRequest(name="s", domain="toy", pretrained_sha256="", space=space, **fixed)
     return claim_study(tmp_path / "w/studies/s", request)

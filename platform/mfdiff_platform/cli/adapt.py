@@ -142,9 +142,10 @@ def command(
       mfdiff-platform adapt --domain ood3 --metric psnr --metric bias --name both
       mfdiff-platform adapt --domain leeds --data slices/leeds --gpus-per-trial 0.5
     """
-    from mfdiff_platform.adapt import SearchScale, adapt
+    from mfdiff_platform.adapt import adapt
     from mfdiff_platform.cli.results import adapted_json, adapted_text
     from mfdiff_platform.plan import StudyPlan, plan_study
+    from mfdiff_platform.session import SearchScale
     from mfdiff_platform.workspace import open_workspace
 
     place = open_workspace(workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mfdiff_platform.cli.common import table
@@ -9,6 +10,8 @@ from mfdiff_platform.cli.common import table
 if TYPE_CHECKING:
     from mfdiff_platform.adapt import Adapted
     from mfdiff_platform.outcome import Outcome
+    from mfdiff_platform.study import Study
+    from mfdiff_platform.study_overview import StudyOverview
 
 
 def rows_json(outcome: Outcome) -> list[dict[str, Any]]:
@@ -64,3 +67,58 @@ def adapted_text(adapted: Adapted) -> str:
     parts.append(f"model   {adapted.model} (candidate)\nreport  {adapted.report}")
     failed = [f"trial {record.number} failed: {record.reason}" for record in adapted.failed]
     return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])])
+
+
+def overviews_text(found: Sequence[StudyOverview]) -> str:
+    """One line per study."""
+    head = ("study", "domain", "state", "trials", "failed", "best", "gain dB")
+    rows = [
+        (
+            one.name,
+            f"{one.domain}/{one.setting}" if one.setting else one.domain,
+            one.state,
+            f"{one.ended}/{one.asked}",
+            str(one.trials.get("failed", 0)),
+            "" if one.best is None else f"{one.best:.2f}",
+            "" if one.gain_db is None else f"{one.gain_db:+.2f}",
+        )
+        for one in found
+    ]
+    if not rows:
+        return "no studies; `mfdiff-platform adapt` begins one"
+    meaning = "best: on validation subjects; gain: over the paper's recipe, on test subjects"
+    return f"{table(head, rows, left=3)}\n{meaning}"
+
+
+def study_json(study: Study) -> dict[str, Any]:
+    """A study as it stands, for ``--json``."""
+    from dataclasses import asdict
+
+    from mfdiff_platform.study_overview import overview
+
+    trials = [asdict(record) for record in study.ledger]
+    return asdict(overview(study)) | {"folder": str(study.folder), "ledger": trials}
+
+
+def study_text(study: Study) -> str:
+    """A study as it stands: a line on all of it, its trials, its table."""
+    from mfdiff_core.config import from_dict
+    from mfdiff_core.training.strategies import Recipe
+    from mfdiff_platform.outcome import load_outcome
+    from mfdiff_platform.study import REPORT, RESULTS
+    from mfdiff_platform.study_overview import overview
+
+    aim = study.objectives[0].metric
+    head = ("trial", "recipe", "state", "iterations", aim, "s")
+    rows = []
+    for record in study.ledger:
+        recipe = from_dict(Recipe, record.config["recipe"])
+        name = record.config["reference"] or f"{recipe.strategy}, freeze {recipe.freeze}"
+        value = record.metrics.get(aim)
+        told = f"{record.state}: {record.reason}" if record.state == "failed" else record.state
+        figures = (str(record.iterations), "" if value is None else f"{value:.2f}")
+        rows.append((str(record.number), name, told, *figures, f"{record.seconds:.0f}"))
+    parts = [overviews_text([overview(study)]), *([table(head, rows, left=3)] if rows else [])]
+    if (study.folder / RESULTS).is_file():
+        parts += [rows_text(load_outcome(study)), f"report  {study.folder / REPORT}"]
+    return "\n\n".join(parts)
