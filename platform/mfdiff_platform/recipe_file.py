@@ -31,7 +31,7 @@ class RecipeFile:
 
     recipe: Recipe
     seed: int = 0
-    validations: int = 5
+    validations: int = 9
     precision: Precision = "fp32"
     metrics: tuple[str, ...] = ("psnr",)
     modes: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,14 @@ def trial_setting(study: Study, *, on_gpu: bool = False) -> TrialSetting:
 
 
 def trial_resources(cluster: Cluster, scale: SearchScale) -> Resources:
-    """What one trial takes.
+    """What one trial takes: its share of a GPU and as much of a CPU as lies beside that, or a CPU.
 
     Raises:
         ResourceError: the cluster does not have it.
     """
-    need = Resources(cpus=1, gpus=scale.gpus_per_trial)
+    have, gpus = cluster.total, scale.gpus_per_trial
+    beside = min(1.0, have.cpus * gpus / have.gpus) if gpus and have.gpus else 1.0
+    need = Resources(cpus=beside, gpus=gpus)
     cluster.require(need, "a trial", "give --gpus-per-trial 0 to train on CPUs")
     return need
 
@@ -120,20 +122,47 @@ def _run_tuner(
     dataset: Dataset,
     trainable: Trainable,
 ) -> None:
-    """Everything Ray Tune is told."""
+    from ray import tune
+
+    from mfdiff_platform.study_callback import StudyCallback
+
+    need = trial_resources(cluster, scale)
+    setting = trial_setting(study, on_gpu=need.gpus > 0)
+    wrapped = tune.with_parameters(trainable, setting=setting, data=trial_data(study, dataset))
+    title = f"Adapting to {study.request.domain}: {scale.trials} trials"
+    with task(title, scale.trials) as shown:
+        callback = StudyCallback(study, store, parent, shown, scale.trial_timeout_s)
+        tuner = build_tuner(study, scale, cluster.total, need, wrapped, [callback])
+        with interruptible():
+            tuner.fit()
+
+
+def build_tuner(
+    study: Study,
+    scale: SearchScale,
+    have: Resources,
+    need: Resources,
+    trainable: Callable[..., None],
+    callbacks: Sequence[Any] = (),
+    *,
+    reuse_actors: bool = True,
+) -> Any:
+    """Everything Ray Tune is told.
+
+    Args:
+        study: what is missing of it is run.
+        scale: how many trials, and how many at a time.
+        have, need: resources of the cluster and of a trial.
+        trainable: takes Tune's config alone.
+        callbacks: Tune's.
+        reuse_actors: whether a worker goes on with the next trial.
+    """
     from ray import tune
 
     from mfdiff_platform.scheduler import build_scheduler
     from mfdiff_platform.searcher import RecipeSearcher
-    from mfdiff_platform.study_callback import StudyCallback
 
     request, space, aim = study.request, study.request.search_space(), study.objectives[0]
-    need = trial_resources(cluster, scale)
-    setting = trial_setting(study, on_gpu=need.gpus > 0)
-    wrapped = tune.with_resources(
-        tune.with_parameters(trainable, setting=setting, data=trial_data(study, dataset)),
-        {"cpu": need.cpus, "gpu": need.gpus},
-    )
     searcher = RecipeSearcher(
         space,
         pending=study.pending(),
@@ -146,35 +175,32 @@ def _run_tuner(
     )
     # Failures are told by the callback, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with task(f"Adapting to {request.domain}: {scale.trials} trials", scale.trials) as shown:
-        tuner = tune.Tuner(
-            wrapped,
-            tune_config=tune.TuneConfig(
-                metric=aim.metric,
-                mode=aim.mode,
-                search_alg=searcher,
-                scheduler=build_scheduler(request.scheduler, space.iterations),
-                num_samples=-1,
-                max_concurrent_trials=scale.concurrent or fitting(cluster.total, need),
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(study.folder),
-                callbacks=[StudyCallback(study, store, parent, shown, scale.trial_timeout_s)],
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            ),
-        )
-        with interruptible():
-            tuner.fit()
+    return tune.Tuner(
+        tune.with_resources(trainable, {"cpu": need.cpus, "gpu": need.gpus}),
+        tune_config=tune.TuneConfig(
+            metric=aim.metric,
+            mode=aim.mode,
+            search_alg=searcher,
+            scheduler=build_scheduler(request.scheduler, space.iterations),
+            num_samples=-1,
+            max_concurrent_trials=scale.concurrent or fitting(have, need),
+            reuse_actors=reuse_actors,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(study.folder),
+            callbacks=list(callbacks),
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        ),
+    )
 
 
 def fitting(have: Resources, need: Resources) -> int:
     """How many trials run at a time."""
-    by_cpu = int(have.cpus / need.cpus)
+    by_cpu = int(have.cpus / need.cpus + 1e-9)
     if need.gpus == 0:
         return max(1, by_cpu)
     # A share of a GPU lies on one GPU: four trials at 0.4 take two GPUs, not 1.6.

@@ -69,7 +69,7 @@ class StudyRequest:
     seed: int = 0
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
-    validations: int = 5
+    validations: int = 9
     precision: Precision = "fp32"
     phantom_fingerprint: str = ""
     metrics: tuple[str, ...] = ("psnr",)

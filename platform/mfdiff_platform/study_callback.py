@@ -21,11 +21,11 @@ from mfdiff_platform.strip import strip_file
 from mfdiff_platform.study import TRIALS, Study, recorded
 from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
-from mfdiff_platform.time_limit import derived_limit_s
+from mfdiff_platform.time_limit import START_S, derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
 
-_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "ActorUnavailableError")
+_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "worker process has died")
 _LOGGED = (*MODES, "loss")
 
 
@@ -50,10 +50,12 @@ class StudyCallback(Callback):
         self._batch_ratio = space.largest_batch_size / space.batch_size
         self._limit_s = timeout_s or derived_limit_s(study.ledger, self._batch_ratio)
         self._runs: dict[int, Run] = {}
-        self._started: dict[int, float] = {}
+        self._began_at: dict[int, float] = {}
+        self._clock_from: dict[int, float] = {}
         self._overdue: dict[int, str] = {}
+        self._workers: dict[Any, int] = {}
         self._reached: dict[int, tuple[str, int, float]] = {}
-        self._began, self._ended_here = time.monotonic(), 0
+        self._opened, self._ended_here = time.monotonic(), 0
         self._done = len(study.ledger.ended())
         self._aim = study.objectives[0].metric
 
@@ -62,7 +64,10 @@ class StudyCallback(Callback):
         number = trial.config["number"]
         if number not in {record.number for record in self._study.ledger}:
             self._study.ledger.add(recorded(trial.config), number)
-        self._started[number] = time.monotonic()
+        worker = trial.temporary_state.ray_actor
+        is_fresh = worker is not None and self._workers.setdefault(worker, number) == number
+        self._began_at[number] = time.monotonic()
+        self._clock_from[number] = self._began_at[number] + (START_S if is_fresh else 0)
         self._reached[number] = (_what(trial.config), 0, math.nan)
         self._show()
         run = self._run(trial)
@@ -89,8 +94,8 @@ class StudyCallback(Callback):
         """Kill workers of trials that take too long; Tune then reports them as failed."""
         for trial in trials:
             number = trial.config["number"]
-            took = time.monotonic() - self._started.get(number, math.inf)
-            if took > self._limit_s and trial.status == "RUNNING" and number not in self._overdue:
+            over = time.monotonic() - self._clock_from.get(number, math.inf)
+            if over > self._limit_s and trial.status == "RUNNING" and number not in self._overdue:
                 self._overdue[number] = (
                     f"took longer than {self._limit_s:.0f} s and was ended (--trial-timeout)"
                 )
@@ -129,7 +134,7 @@ class StudyCallback(Callback):
             reason=reason,
             metrics=metrics,
             bundle=str(folder / BUNDLE) if finished else "",
-            seconds=time.monotonic() - self._started.pop(number, time.monotonic()),
+            seconds=time.monotonic() - self._began_at.pop(number, time.monotonic()),
             iterations=int(result.get("iterations", 0)),
         )
         if self._timeout_s is None:
@@ -172,7 +177,7 @@ class StudyCallback(Callback):
             name = best.config["reference"] or f"trial {best.number}"
             parts.insert(0, f"best {best.metrics[self._aim]:.2f} ({name})")
         if self._ended_here and self._shown.total > self._done:
-            each = (time.monotonic() - self._began) / self._ended_here
+            each = (time.monotonic() - self._opened) / self._ended_here
             parts.append(f"{each * (self._shown.total - self._done) / 60:.0f} min left")
         return ", ".join(parts)
 

@@ -6,8 +6,10 @@ from mfdiff_platform.ledger import Ledger, TrialRecord
 
 PATIENCE = 5.0
 """A trial may take this many times as long as the slowest reference of the same work."""
-LEAST_S = 120.0
-"""However short the references are: workers start, clusters are busy."""
+LEAST_S = 300.0
+"""However short the references are: clusters are busy."""
+START_S = 120.0
+"""On top of the limit for the first trial of a worker, which has yet to import all it needs."""
 UNKNOWN_S = 24 * 3600.0
 """Limit until a reference has ended."""
 

@@ -42,7 +42,7 @@ parameters:
   ema: {value: 0.0}
 """
 RAISES, DIVERGES, DIES, HANGS = 3, 4, 5, 6
-TIMEOUT_S = 45.0
+TIMEOUT_S = 30.0
 
 
 def faulty_trial(config: dict[str, Any], *, setting: TrialSetting, data: TrialData) -> None:
