@@ -69,7 +69,7 @@ def shrink(dataset: Dataset, folder: Path) -> None:
     for entry in dataset.manifest.shards:
         records = []
         for part in ("train", "validation", "test"):
-            slices = dataset.part(part)  # type: ignore[arg-type]
+            slices = dataset.part(part)
             for row, info in enumerate(slices.infos):
                 if info.subject != entry.subject:
                     continue

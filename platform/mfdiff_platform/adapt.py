@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.data.dataset import Dataset, open_dataset
@@ -87,7 +88,7 @@ def work_on(
         return _carry_out(study, store, settled, dataset, trainable)
 
 
-def resume_study(study: Study, store: TrackingStore, changes: Mapping[str, int]) -> Adapted:
+def resume_study(study: Study, store: TrackingStore, changes: Mapping[str, Any]) -> Adapted:
     """Go on with a study as its last command was told to, but for ``changes`` of the scale.
 
     Raises:

@@ -13,9 +13,9 @@ from mfdiff_core.evaluation.charts import best_so_far_chart, methods_chart
 from mfdiff_core.evaluation.statistics import Estimate
 from mfdiff_core.files import write_bytes
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.html import figure, page
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
+from mfdiff_platform.page import figure, page
 from mfdiff_platform.recipe_file import RECIPE, recipe_text
 from mfdiff_platform.report_sections import (
     pareto_table,

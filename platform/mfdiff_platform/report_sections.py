@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from mfdiff_core.evaluation.search_charts import importance_chart, parallel_chart
-from mfdiff_platform.html import figure
 from mfdiff_platform.outcome import Outcome, Row
+from mfdiff_platform.page import figure
 from mfdiff_platform.search_summary import (
     FEWEST_POINTS,
     importance,
