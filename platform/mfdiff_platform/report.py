@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.data.manifest import load_manifest
+from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.charts import best_so_far_chart, methods_chart
 from mfdiff_core.evaluation.statistics import Estimate
 from mfdiff_core.files import write_bytes
@@ -33,6 +35,8 @@ STAND_INS = ("ood1", "ood2", "ood3")
 STAND_IN_NOTICE = (
     "ood1, ood2 and ood3 made by `simulate` are stand-ins: simulated, not measured on a scanner."
 )
+
+_ORIGIN = ("kind", "tracer", "dose_mbq", "anatomy")
 
 
 def table_row(row: Row) -> dict[str, Any]:
@@ -60,12 +64,18 @@ def markdown_table(outcome: Outcome) -> str:
 
 
 def model_card(study: Study, outcome: Outcome) -> str:
-    """What a registered version says of itself."""
-    request = study.request
+    """What a registered version says of itself: data, figures with intervals, limits, failures."""
+    request, best = study.request, outcome.rows[-1]
     parts = [
         f"**Restores low-dose PET of domain `{request.domain}`.** {NOTICE}",
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
+        f"95 % intervals of the best trial over {best.subjects} subject(s): " + _intervals(best),
+        f"**Data.** {data_facts(study)}",
+        f"**Limits.** Measured on {best.subjects} test subject(s) of this dataset only, looked at "
+        f"{outcome.test_evaluations} time(s); another scanner, tracer, dose or protocol needs "
+        "a study of its own. Slices are restored one by one.",
+        f"**Failures.** {_failures(study, best)}",
         f"Recipe:\n```yaml\n{recipe_yaml(study.ledger[outcome.best])}```",
         f"Data fingerprint `{request.data_fingerprint[:16]}`; "
         f"pretrained weights `{request.pretrained_sha256[:16]}`.",
@@ -73,6 +83,47 @@ def model_card(study: Study, outcome: Outcome) -> str:
     if request.domain in STAND_INS:
         parts.append(STAND_IN_NOTICE)
     return "\n\n".join(parts)
+
+
+def data_facts(study: Study) -> str:
+    """Settings, subjects, dose and origin of the dataset, as far as its manifest tells."""
+    try:
+        manifest = load_manifest(Path(study.request.data))
+    except DataError:
+        return "The dataset is not at hand; see its fingerprint."
+    told = {
+        key: value
+        for key, value in manifest.origin.items()
+        if isinstance(value, str | int | float) and key in _ORIGIN
+    }
+    facts = "".join(f" {key.replace('_', ' ')} {value}." for key, value in told.items())
+    unknown = [key for key in ("tracer", "dose_mbq") if key not in told]
+    missing = f" Not on record: {', '.join(unknown)}." if unknown else ""
+    used = study.request.setting or ", ".join(manifest.settings)
+    return (
+        f"{manifest.rows} slices of {len(manifest.subjects)} subjects, {manifest.image_size} "
+        f"pixels wide; settings used: {used}.{facts}{missing}"
+    )
+
+
+def _intervals(row: Row) -> str:
+    names = {"psnr": "PSNR {:.2f} to {:.2f} dB", "ssim": "SSIM {:.4f} to {:.4f}"}
+    names["nmse"] = "NMSE {:.4f} to {:.4f}"
+    return "; ".join(text.format(*row.intervals[name]) for name, text in names.items()) + "."
+
+
+def _failures(study: Study, best: Row) -> str:
+    """Where the model is worst, and what went wrong in the search."""
+    settings = {k: v for k, v in best.per_setting.items() if k.endswith("/psnr")}
+    worst_person, metrics = min(best.per_subject.items(), key=lambda item: item[1]["psnr"])
+    told = [f"Worst subject {worst_person}: {metrics['psnr']:.2f} dB."]
+    if settings:
+        worst = min(settings, key=lambda name: settings[name])
+        told.append(f"Worst setting {worst.removesuffix('/psnr')}: {settings[worst]:.2f} dB.")
+    failed = study.ledger.in_state("failed")
+    if failed:
+        told.append(f"{len(failed)} trial(s) of the search failed.")
+    return " ".join(told)
 
 
 def recipe_yaml(record: TrialRecord) -> str:

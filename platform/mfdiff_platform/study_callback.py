@@ -72,6 +72,8 @@ class StudyCallback(Callback):
         self._show()
         run = self._run(trial)
         run.log_config(flatten(from_dict(Recipe, trial.config["recipe"])))
+        request = self._study.request
+        run.log_dataset(f"{request.domain}-train", request.data_fingerprint, "training")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

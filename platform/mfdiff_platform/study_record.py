@@ -14,6 +14,7 @@ from mfdiff_core.config import flatten, from_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import DataError
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.experiment_view import share_views
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
 from mfdiff_platform.registry import SiteModels
@@ -82,7 +83,8 @@ def log_outcome(
     best = outcome.rows[-1]
     run.log_metrics({"test/psnr": best.psnr, "test/ssim": best.ssim, "test/nmse": best.nmse}, 0)
     run.set_tags(recipe_tags(study.ledger[outcome.best].config) | _headline(outcome))
-    run.note(markdown_table(outcome))
+    run.note(f"{_sentence(study, outcome)}\n\n{markdown_table(outcome)}")
+    share_views(store, EXPERIMENT, study.request.name)
     # The paper's recipe may have ended after others did; now every gain is known.
     for record in study.ledger.ended():
         trial = run_of(store, EXPERIMENT, trial_key(study, record.number), run)
@@ -102,17 +104,29 @@ def register_best(study: Study, outcome: Outcome, store: TrackingStore) -> str:
     trial_run = store.find(EXPERIMENT, trial_key(study, record.number))
     if trial_run is None:
         raise DataError(f"trial {record.number} of {request.name!r} has no run in MLflow")
+    headline_tags = _headline(outcome)
     tags = {
         "study": request.name,
         "trial": str(record.number),
         "setting": request.setting or "all",
-        "test_psnr": f"{outcome.rows[-1].psnr:.2f}",
-        **_headline(outcome),
+        "test_psnr": headline_tags.pop("best_psnr"),
+        **headline_tags,
     }
     version = SiteModels(store).register_candidate(
         request.domain, bundle.folder, trial_run.info.run_id, tags, model_card(study, outcome)
     )
     return str(version)
+
+
+def _sentence(study: Study, outcome: Outcome) -> str:
+    """The result in a line, which is what the table of runs has room for."""
+    tags, best = recipe_tags(study.ledger[outcome.best].config), outcome.rows[-1]
+    gain = gain_over_paper(outcome)
+    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
+    return (
+        f"Best is trial {outcome.best} ({tags['strategy']}, freeze {tags['freeze']}): "
+        f"{best.psnr:.2f} dB on {best.subjects} test subject(s){over}."
+    )
 
 
 def _headline(outcome: Outcome) -> dict[str, str]:

@@ -44,7 +44,15 @@ def require_free(port: int) -> None:
             raise ConfigError(f"port {port} is taken; give another: --port {port + 1}") from None
 
 
-def ui_link(experiment_id: str, run_id: str = "", address: str = UI_ADDRESS) -> str:
-    """Page of an experiment, or of one run, in the UI's view for models rather than chat."""
+def ui_link(experiment_id: str, run_id: str = "", address: str = UI_ADDRESS, view: str = "") -> str:
+    """Page of an experiment, or of one run, in the UI's view for models rather than chat.
+
+    Args:
+        experiment_id: which experiment.
+        run_id: one run of it; "" for the table of all.
+        address: where the server is.
+        view: key of a shared view, see `experiment_view`.
+    """
     page = f"runs/{run_id}" if run_id else "runs"
-    return f"{address}/#/experiments/{experiment_id}/{page}?workflowType=machine_learning"
+    shared = f"&viewStateShareKey={view}" if view else ""
+    return f"{address}/#/experiments/{experiment_id}/{page}?workflowType=machine_learning{shared}"

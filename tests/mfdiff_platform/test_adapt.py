@@ -155,6 +155,38 @@ def test_finished_trial_s_run_holds_recipe_curves_bundle_and_picture(
     assert "validation.png" in artifacts(store_, run, "images")
 
 
+def test_runs_say_in_the_table_what_a_physicist_asks_first(
+    adapted: Adapted, store_: TrackingStore
+) -> None:
+    found = runs(store_)
+    paper = found["leeds/0001"].data.metrics["best/psnr"]
+    for number in FINISHED:
+        run = found[f"leeds/{number:04d}"]
+        psnr = run.data.metrics["best/psnr"]
+        assert run.data.tags["domain"] == "toy"
+        assert {"strategy", "freeze", "state"} <= set(run.data.tags)
+        assert run.data.tags["best_psnr"] == f"{psnr:.2f}"
+        assert run.data.tags["gain_over_paper_db"] == f"{psnr - paper:+.2f}"
+        assert f"{psnr:.2f} dB" in run.data.tags["mlflow.note.content"]
+        assert run.info.status == "FINISHED"
+    assert "failed" in found["leeds/0003"].data.tags["mlflow.note.content"]
+    parent = found["leeds"].data.tags
+    assert parent["mlflow.note.content"].startswith(f"Best is trial {adapted.outcome.best} ")
+    assert "gain_over_paper_db" in parent
+
+
+@pytest.mark.parametrize("number", FINISHED)
+def test_trials_show_a_slice_at_every_validation_and_each_subject(
+    adapted: Adapted, store_: TrackingStore, number: int
+) -> None:
+    run = runs(store_)[f"leeds/{number:04d}"]
+    pictures = artifacts(store_, run, "images")
+    steps = {name.split("+step+")[1].split("+")[0] for name in pictures if "+step+" in name}
+    assert steps == ({"0"} if number == 0 else {"2", "4", "6"})
+    assert artifacts(store_, run, "tables") == {"validation_subjects.json"}
+    assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["toy-train"]
+
+
 def test_ctrl_c_means_what_it_did_before_the_search(adapted: Adapted) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -244,6 +244,30 @@ def test_descriptions_that_reach_elsewhere_are_refused(
     assert {p.name for p in there.workspace.glob("studies/*")} <= {"leeds"}
 
 
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\0b", "<script>alert(1)</script>", "x" * 300, "..", "-rf", ""]
+)
+def test_names_that_are_none_are_refused_wherever_they_are_given(
+    here: Workspace,
+    store: TrackingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(here.root))
+    for command in (
+        ["study", "export", "--out", "x.zip", "--", name],
+        ["model", "promote", f"--domain={name}"],
+        ["model", "rollback", f"--domain={name}"],
+        ["model", "show", "--", name],
+    ):
+        assert cli(command) == 2, command
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err) < 400
+        assert "Traceback" not in captured.err
+
+
 def test_a_study_that_is_not_there_cannot_be_exported(
     here: Workspace, store: TrackingStore, tmp_path: Path
 ) -> None:

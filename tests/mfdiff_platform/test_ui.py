@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 
 from mfdiff_core.errors import ConfigError
 from mfdiff_platform.cluster import Cluster
+from mfdiff_platform.experiment_view import share_views
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.ui import require_free
 
@@ -44,7 +46,8 @@ def store_(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Tr
     (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
     (folder / "secret.txt").write_text("patients")
     store = TrackingStore(folder, f"sqlite:///{folder}/mlflow.db")
-    store.find_or_create(EXPERIMENT, "a").log_text("hello", "notes/a.txt")
+    store.find_or_create(EXPERIMENT, "a", tags={"kind": "study"}).log_text("hello", "notes/a.txt")
+    share_views(store, EXPERIMENT, "a")
     return store
 
 
@@ -71,7 +74,10 @@ def port(store_: TrackingStore) -> Iterator[int]:
         except OSError:
             time.sleep(0.3)
     assert process.stdout is not None
-    assert f"http://127.0.0.1:{port}/#/experiments/" in process.stdout.readline()
+    for name, view in (("studies", "mfdiff"), ("a", "mfdiff-a")):
+        line = process.stdout.readline().strip()
+        assert line.startswith(f"{name}  http://127.0.0.1:{port}/#/experiments/")
+        assert line.endswith(f"&viewStateShareKey={view}")
     yield port
     os.killpg(process.pid, signal.SIGINT)
     process.wait(60)
@@ -137,6 +143,18 @@ def test_artifact_paths_that_climb_get_4xx(port: int, store_: TrackingStore) -> 
             f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/{run_id}/artifacts/{climb}",
         ):
             assert 400 <= status(port, path) < 500, path
+
+
+def test_shared_views_are_tags_that_mlflow_s_pages_read(store_: TrackingStore) -> None:
+    experiment = store_.client.get_experiment(store_.get_or_create_experiment(EXPERIMENT))
+    for key, wanted in (
+        ("mfdiff", ""),
+        ("mfdiff-a", "tags.kind = 'trial' AND tags.study = 'a'"),
+    ):
+        view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+        assert view["searchFilter"] == wanted
+        assert "tags.`gain_over_paper_db`" in view["selectedColumns"]
+        store_.client.search_runs([experiment.experiment_id], view["searchFilter"])
 
 
 @pytest.mark.ray

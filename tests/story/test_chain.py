@@ -77,6 +77,19 @@ def test_4_choose(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a medical device" in card
 
 
+def test_5_promote(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four iterations make no good model: the gates refuse it, a reason overrules them."""
+    gates = ["model", "promote", "--domain", "ood3"]
+    assert run([*gates, "--json"]) == 6
+    verdict = json.loads(capsys.readouterr().out)["verdict"]
+    assert not verdict["passed"]
+    made = result(capsys, *gates, "--override", "the shortest chain there is")
+    assert (made["champion"], made["overridden"]) == ("mfdiff-ood3/1", True)
+    logged = result(capsys, "model", "log")["decisions"]
+    assert [line["action"] for line in logged] == ["refused", "overridden"]
+    assert run(["model", "rollback", "--domain", "ood3"]) == 2  # to the first there is no before
+
+
 @pytest.fixture(scope="module")
 def scan(site: Path) -> Path:
     """A held-out scan as a scanner would deliver it: oblique, LPET and T1 on grids of their own."""
@@ -92,10 +105,10 @@ def scan(site: Path) -> Path:
     return site
 
 
-def test_5_restore(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_6_restore(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pet, mr, out = (scan / f"{name}.nii.gz" for name in ("lpet", "t1", "spet"))
     files = ["--pet", str(pet), "--mr", str(mr), "--out", str(out)]
-    made = result(capsys, "restore", "--model", "mfdiff-ood3@candidate", *files)
+    made = result(capsys, "restore", "--model", "mfdiff-ood3@champion", *files)
     low, restored = nibabel.load(pet), nibabel.load(out)
     assert restored.shape == low.shape
     assert np.allclose(restored.affine, low.affine)
@@ -106,7 +119,7 @@ def test_5_restore(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.5 < made["activity_ratio"] < 2
 
 
-def test_6_every_command_again_changes_nothing(
+def test_7_every_command_again_changes_nothing(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = result(capsys, "simulate", "--domain", "ood3", "--quick", "--subjects", "3")

@@ -207,7 +207,12 @@ def rollback(domain: str, reason: str, workspace: Path | None, as_json: bool) ->
 
 @command.command("export")
 @click.argument("reference")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File to write.",
+)
 @common
 def export(reference: str, out: Path, workspace: Path | None, as_json: bool) -> None:
     """Write one version with its card and lineage to a zip file.

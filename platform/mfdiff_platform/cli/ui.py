@@ -29,18 +29,25 @@ def command(port: int, workspace: Path | None) -> None:
     import subprocess
     import sys
 
+    from mfdiff_platform.experiment_view import OVERVIEW, newest_studies, share_views, study_view
     from mfdiff_platform.study_record import EXPERIMENT
     from mfdiff_platform.ui import require_free, ui_command, ui_link
     from mfdiff_platform.workspace import open_workspace
 
     store = open_store(open_workspace(workspace))
-    experiment = store.get_or_create_experiment(EXPERIMENT)
-    if store.address.is_server:
-        click.echo(ui_link(experiment, address=store.address.shown.rstrip("/")))
-        return
-    require_free(port)
     address = f"http://127.0.0.1:{port}"
-    click.echo(ui_link(experiment, address=address))
+    if store.address.is_server:
+        address = store.address.shown.rstrip("/")
+    else:
+        require_free(port)
+    share_views(store, EXPERIMENT)
+    experiment = store.get_or_create_experiment(EXPERIMENT)
+    click.echo(f"studies  {ui_link(experiment, address=address, view=OVERVIEW)}")
+    for study in newest_studies(store, EXPERIMENT):
+        page = ui_link(experiment, address=address, view=study_view(study))
+        click.echo(f"{study}  {page}")
+    if store.address.is_server:
+        return
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     server = subprocess.Popen(
         shlex.split(ui_command(store, address)), env=os.environ | {"PATH": beside}
