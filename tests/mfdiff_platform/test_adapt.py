@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -37,7 +38,6 @@ from mfdiff_platform.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# The last reference raises in its worker: there are no phantoms to replay.
 SPACE = """
 parameters:
   strategy: {value: two_stage}
@@ -46,6 +46,9 @@ parameters:
   lr: {low: 1e-4, high: 1e-3, log: true}
   freeze: {choices: [none, lora-2]}
   ema: {value: 0.0}
+"""
+# Raises in its worker: there are no phantoms to replay. A plan would refuse it.
+BROKEN = """
 references:
   - {name: broken, strategy: two_stage, replay: 0.5}
 """
@@ -68,7 +71,7 @@ def request_(
         space_file=space,
         validations=3,
     )
-    return plan_study(Workspace(space.parent), plan)
+    return replace(plan_study(Workspace(space.parent), plan), space=SPACE + BROKEN)
 
 
 @pytest.fixture(scope="module")
