@@ -46,9 +46,10 @@ from mfdiff_platform.workspace import Workspace
 GRID: dict[str, list[Any]] = {
     "strategy": ["two_stage", "internal"],
     "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+    "schedule": ["constant", "cosine"],
     "freeze": ["none", "encoders", "all-but-up"],
 }
-FIXED: dict[str, Any] = {"ema": 0.9, "schedule": "cosine"}
+FIXED: dict[str, Any] = {"ema": 0.9}
 WITHIN_DB = 0.1
 POLICIES = {
     "random": ("random", "none"),
