@@ -51,6 +51,8 @@ GRID: dict[str, list[Any]] = {
 }
 FIXED: dict[str, Any] = {"ema": 0.9}
 WITHIN_DB = 0.1
+MOST_SUGGESTIONS = 20
+"""Suggestions per recipe of the table after which a search has got stuck."""
 POLICIES = {
     "random": ("random", "none"),
     "grid": ("grid", "none"),
@@ -176,9 +178,13 @@ class Table:
 
 def replay(table: Table, seeds: int) -> dict[str, Any]:
     """Every policy with every seed."""
-    shares = {
-        policy: np.array([cost(table, *how, seed) / table.whole for seed in range(seeds)])
+    found = {
+        policy: [cost(table, *how, seed) for seed in range(seeds)]
         for policy, how in POLICIES.items()
+    }
+    shares = {
+        policy: np.array([spent for spent, _ in runs]) / table.whole
+        for policy, runs in found.items()
     }
     result: dict[str, Any] = {
         "recipes": len(table.curves),
@@ -186,12 +192,13 @@ def replay(table: Table, seeds: int) -> dict[str, Any]:
         "seeds": seeds,
         "within_db": WITHIN_DB,
     }
-    for policy, found in shares.items():
-        ratio, low, high = ratio_to(found, shares["random"])
+    for policy, share in shares.items():
+        ratio, low, high = ratio_to(share, shares["random"])
         result[policy] = {
-            "median_share_of_table": round(float(np.median(found)), 4),
-            "p90_share_of_table": round(float(np.quantile(found, 0.9)), 4),
-            "mean_share_of_table": round(float(found.mean()), 4),
+            "hit_rate": float(np.mean([hit for _, hit in found[policy]])),
+            "median_share_of_table": round(float(np.median(share)), 4),
+            "p90_share_of_table": round(float(np.quantile(share, 0.9)), 4),
+            "mean_share_of_table": round(float(share.mean()), 4),
             "ratio_to_random": round(ratio, 3),
             "ratio_interval": [round(low, 3), round(high, 3)],
         }
@@ -207,13 +214,18 @@ def ratio_to(found: Any, other: Any) -> tuple[float, float, float]:
     return float(found.mean() / other.mean()), float(low), float(high)
 
 
-def cost(table: Table, sampler: str, scheduler: str, seed: int) -> int:
-    """Iterations until a full trial is within reach of the table's best, one trial at a time."""
+def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, bool]:
+    """Iterations until a full trial is within reach of the table's best, one trial at a time.
+
+    Returns:
+        Those iterations and True; the whole table's and False if the scheduler stopped every such
+        recipe, because whoever searches then needs the rest of the table to be sure.
+    """
     searcher = RecipeSearcher(
         table.space,
         pending=(),
         history=(),
-        numbers=range(100 * len(table.curves)),
+        numbers=range(MOST_SUGGESTIONS * len(table.curves)),
         seed=seed,
         sampler=sampler,
         objectives=(PSNR,),
@@ -221,38 +233,32 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> int:
     halving = build_scheduler("asha" if scheduler == "asha" else "none", table.iterations)
     halving.set_search_properties("psnr", "max")
     target, spent = table.best() - WITHIN_DB, 0
-    reached: dict[str, int] = {}
+    seen: dict[str, dict[str, Any]] = {}
     for number in count():
-        trial_id = str(number)
-        config = searcher.suggest(trial_id)
-        assert isinstance(config, dict), "numbers do not run out"
+        config = searcher.suggest(str(number))
+        if not isinstance(config, dict) or len(seen) == len(table.curves):
+            return table.whole, False
         key = config_key(config["recipe"])
-        trial = SimpleNamespace(trial_id=trial_id, config=config)
-        ran, best = run(table.curves[key], trial, halving, searcher)
-        spent += max(0, ran - reached.get(key, 0))
-        reached[key] = max(ran, reached.get(key, 0))
-        if ran == table.iterations and best >= target:
-            return spent
+        if key not in seen:
+            trial = SimpleNamespace(trial_id=str(number), config=config)
+            seen[key] = outcome(table.curves[key], trial, halving)
+            spent += seen[key].get("iterations", 0)
+        searcher.on_trial_complete(str(number), seen[key] or None, error=not seen[key])
+        if seen[key].get(FINAL) and seen[key]["psnr"] >= target:
+            return spent, True
     raise AssertionError("count does not end")
 
 
-def run(
-    curve: list[tuple[int, float]], trial: Any, halving: Any, searcher: RecipeSearcher
-) -> tuple[int, float]:
-    """Replay one trial; returns the iterations it ran and the best it reached."""
+def outcome(curve: list[tuple[int, float]], trial: Any, halving: Any) -> dict[str, Any]:
+    """Last report of a replayed trial; nothing if it failed."""
     if not curve:
-        searcher.on_trial_complete(trial.trial_id, error=True)
-        return 0, -np.inf
+        return {}
     halving.on_trial_add(None, trial)
     for step, psnr in curve[:-1]:
         result = {"psnr": psnr, "iterations": step}
         if halving.on_trial_result(None, trial, result) == "STOP":
-            searcher.on_trial_complete(trial.trial_id, result)
-            return step, psnr
-    best = max(psnr for _, psnr in curve)
-    final = {"psnr": best, "iterations": curve[-1][0], FINAL: True}
-    searcher.on_trial_complete(trial.trial_id, final)
-    return curve[-1][0], best
+            return result
+    return {"psnr": max(psnr for _, psnr in curve), "iterations": curve[-1][0], FINAL: True}
 
 
 if __name__ == "__main__":

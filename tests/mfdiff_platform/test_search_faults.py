@@ -26,7 +26,7 @@ from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.search import search
 from mfdiff_platform.session import SearchScale
 from mfdiff_platform.store_address import URI_VARIABLE
-from mfdiff_platform.study import Study
+from mfdiff_platform.study import PAPER_RECIPE, Study
 from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
@@ -79,10 +79,11 @@ def adapted(
         space_file=folder / "space.yaml",
         scheduler="none",
         validations=2,
+        metrics=("psnr", "bias"),
     )
     workspace = Workspace(folder)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    scale = SearchScale(trials=8, concurrent=2, trial_timeout_s=TIMEOUT_S)
+    scale = SearchScale(trials=8, concurrent=2, trial_timeout_s=TIMEOUT_S, seeds=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(URI_VARIABLE, raising=False)
         request = plan_study(workspace, plan)
@@ -115,6 +116,25 @@ def test_failures_are_named_beside_the_result(adapted: Adapted) -> None:
     text = adapted_text(adapted)
     assert "best trial" in text
     assert "trial 3 failed: RuntimeError: no room left on the device" in text
+
+
+def test_best_compromises_of_two_objectives_are_told(adapted: Adapted) -> None:
+    front = adapted_json(adapted)["pareto"]
+    assert front
+    assert set(front[0]) == {"trial", "psnr", "bias"}
+    assert all(0 < row["bias"] < 10 for row in front)
+    assert "no trial is better in all of these" in adapted_text(adapted)
+
+
+def test_finalists_were_trained_with_two_seeds(adapted: Adapted) -> None:
+    rows = {row.name: row for row in adapted.outcome.rows}
+    assert rows["external only"].seed_psnr == ()
+    for name in (PAPER_RECIPE, "internal only", "best trial"):
+        first, second = rows[name].seed_psnr
+        assert first != second
+        assert rows[name].psnr == pytest.approx((first + second) / 2)
+    assert adapted.outcome.test_evaluations == 1
+    assert "Other seeds" in adapted.report.read_text()
 
 
 def test_too_many_failures_end_the_search_in_one_sentence(
