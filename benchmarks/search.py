@@ -195,7 +195,8 @@ def replay(table: Table, seeds: int) -> dict[str, Any]:
     for policy, share in shares.items():
         ratio, low, high = ratio_to(share, shares["random"])
         result[policy] = {
-            "hit_rate": float(np.mean([hit for _, hit in found[policy]])),
+            "hit_rate": float(np.mean([regret <= WITHIN_DB for _, regret in found[policy]])),
+            "worst_regret_db": round(max(regret for _, regret in found[policy]), 3),
             "median_share_of_table": round(float(np.median(share)), 4),
             "p90_share_of_table": round(float(np.quantile(share, 0.9)), 4),
             "mean_share_of_table": round(float(share.mean()), 4),
@@ -214,12 +215,12 @@ def ratio_to(found: Any, other: Any) -> tuple[float, float, float]:
     return float(found.mean() / other.mean()), float(low), float(high)
 
 
-def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, bool]:
+def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, float]:
     """Iterations until a full trial is within reach of the table's best, one trial at a time.
 
     Returns:
-        Those iterations and True; the whole table's and False if the scheduler stopped every such
-        recipe, because whoever searches then needs the rest of the table to be sure.
+        Those iterations and the regret in dB; the whole table's iterations if the scheduler
+        stopped every such recipe, because whoever searches then needs the rest to be sure.
     """
     searcher = RecipeSearcher(
         table.space,
@@ -234,18 +235,21 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, bo
     halving.set_search_properties("psnr", "max")
     target, spent = table.best() - WITHIN_DB, 0
     seen: dict[str, dict[str, Any]] = {}
+    regret = np.inf
     for number in count():
         config = searcher.suggest(str(number))
         if not isinstance(config, dict) or len(seen) == len(table.curves):
-            return table.whole, False
+            return table.whole, regret
         key = config_key(config["recipe"])
         if key not in seen:
             trial = SimpleNamespace(trial_id=str(number), config=config)
             seen[key] = outcome(table.curves[key], trial, halving)
             spent += seen[key].get("iterations", 0)
         searcher.on_trial_complete(str(number), seen[key] or None, error=not seen[key])
-        if seen[key].get(FINAL) and seen[key]["psnr"] >= target:
-            return spent, True
+        if seen[key].get(FINAL):
+            regret = min(regret, table.best() - seen[key]["psnr"])
+        if table.best() - regret >= target:
+            return spent, regret
     raise AssertionError("count does not end")
 
 

@@ -19,7 +19,7 @@ class StudyOverview:
     Attributes:
         name, domain, setting, parent: what it searches, and whose child it is.
         state: of its last command: ``running``, ``interrupted``, ``crashed``, ``failed`` or
-            ``finished``; ``begun`` if there was none.
+            ``finished``; without one here, ``begun`` or, with a result, ``finished``.
         asked: trials it was asked for.
         trials: how many trials are in each state.
         best_trial, best: number of the best trial and its deciding metric on validation
@@ -54,7 +54,7 @@ def overview(study: Study) -> StudyOverview:
         domain=request.domain,
         setting=request.setting,
         parent=request.parent,
-        state=session.state if session else "begun",
+        state=session.state if session else _state_alone(study),
         asked=_asked(study, session),
         trials=dict(Counter(record.state for record in records)),
         best_trial=best.number if best else None,
@@ -66,6 +66,11 @@ def overview(study: Study) -> StudyOverview:
 def overviews(studies: Path) -> list[StudyOverview]:
     """Every study of a workspace's folder of studies, by name."""
     return [overview(study) for study in all_studies(studies)]
+
+
+def _state_alone(study: Study) -> str:
+    """State of a study that was imported, or that only older versions worked on."""
+    return "finished" if (study.folder / RESULTS).is_file() else "begun"
 
 
 def _asked(study: Study, session: Session | None) -> int:

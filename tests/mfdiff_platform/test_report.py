@@ -196,12 +196,12 @@ def searched(tmp_path: Path) -> Study:
         end(study, number, "finished", 25.0 + number, recipe.iterations)
     for number in range(3, 13):
         lr = 1e-4 * 10 ** ((number - 3) / 5)
-        recipe = {"iterations": 90, "lr": lr, "schedule": "cosine", "freeze": "none"}
+        drawn: dict[str, Any] = {"iterations": 90, "lr": lr, "schedule": "cosine", "freeze": "none"}
         if number % 2:
-            recipe |= {"freeze": "encoders", "unfreeze_at": 0.5}
-        point = point_of(request.search_space(), recipe)
+            drawn |= {"freeze": "encoders", "unfreeze_at": 0.5}
+        point = point_of(request.search_space(), drawn)
         assert point is not None
-        config = {"recipe": recipe, "reference": "", "distributions": point.distributions}
+        config = {"recipe": drawn, "reference": "", "distributions": point.distributions}
         study.ledger.add(config, number)
         stopped = number > 10
         state, iterations = ("pruned", 10) if stopped else ("finished", 90)
