@@ -233,9 +233,8 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
     )
     halving = build_scheduler("asha" if scheduler == "asha" else "none", table.iterations)
     halving.set_search_properties("psnr", "max")
-    target, spent = table.best() - WITHIN_DB, 0
+    spent, regret = 0, np.inf
     seen: dict[str, dict[str, Any]] = {}
-    regret = np.inf
     for number in count():
         config = searcher.suggest(str(number))
         if not isinstance(config, dict) or len(seen) == len(table.curves):
@@ -247,8 +246,8 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
             spent += seen[key].get("iterations", 0)
         searcher.on_trial_complete(str(number), seen[key] or None, error=not seen[key])
         if seen[key].get(FINAL):
-            regret = min(regret, table.best() - seen[key]["psnr"])
-        if table.best() - regret >= target:
+            regret = min(regret, round(table.best() - seen[key]["psnr"], 6))
+        if regret <= WITHIN_DB:
             return spent, regret
     raise AssertionError("count does not end")
 
