@@ -36,6 +36,7 @@ class TrialRecord:
         bundle: where its weights are, relative to the study; empty when there are none.
         seconds: time it took.
         iterations: training steps it did.
+        crashes: sessions that died while it ran.
     """
 
     number: int
@@ -46,6 +47,7 @@ class TrialRecord:
     bundle: str = ""
     seconds: float = 0.0
     iterations: int = 0
+    crashes: int = 0
 
     def __post_init__(self) -> None:
         if self.number < 0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.files import read_json, write_json
 from mfdiff_platform.cluster import as_completed, connect
 from mfdiff_platform.progress import task
-from mfdiff_platform.study import PAPER_RECIPE, RESULTS, Study
+from mfdiff_platform.study import BEST_TRIAL, PAPER_RECIPE, RESULTS, Study
 from mfdiff_platform.trial import PackedSlices
 
 
@@ -34,6 +34,8 @@ class Row:
         per_subject: each subject's means.
         per_setting: slice means as ``<setting>/psnr``.
         subjects, slices: how many stand behind the row.
+        seed_psnr: PSNR of each training of the recipe, where it was repeated; the row's other
+            figures are means over them.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Row:
     per_setting: dict[str, float]
     subjects: int
     slices: int
+    seed_psnr: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,20 +67,25 @@ class Outcome:
     test_evaluations: int
 
 
-def conclude(study: Study) -> Outcome:
+def conclude(study: Study, repeats: Mapping[int, tuple[Path, ...]] | None = None) -> Outcome:
     """Evaluate references and best trial on the test subjects, once, and keep the result.
+
+    Args:
+        study: its search has ended.
+        repeats: bundles of a trial's trainings with several seeds, by number.
 
     Raises:
         DataError: the dataset is damaged or no trial has finished.
     """
     best = study.best()
     finalists = {
-        record.config["reference"]: study.bundle_of(record)
-        for record in study.ledger.finished()
-        if record.config["reference"]
+        name: (repeats or {}).get(record.number, (study.bundle_of(record),))
+        for name, record in study.finalists().items()
     }
-    finalists["best trial"] = study.bundle_of(best)
-    hashes = {name: load_bundle(folder).provenance.sha256 for name, folder in finalists.items()}
+    hashes = {
+        name: "+".join(load_bundle(folder).provenance.sha256 for folder in folders)
+        for name, folders in finalists.items()
+    }
     path = study.folder / RESULTS
     earlier = read_json(path) if path.is_file() else {}
     if earlier.get("bundles") == hashes:
@@ -108,7 +116,9 @@ def load_outcome(study: Study) -> Outcome:
 
 
 def _outcome(values: Mapping[str, Any]) -> Outcome:
-    rows = tuple(Row(**row) for row in values["rows"])
+    rows = tuple(
+        Row(**{**row, "seed_psnr": tuple(row.get("seed_psnr", ()))}) for row in values["rows"]
+    )
     return Outcome(rows, values["best"], values["definition"], values["test_evaluations"])
 
 
@@ -130,13 +140,15 @@ def _input_rows(dataset: Dataset, study: Study) -> list[Row]:
     ]
 
 
-def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) -> list[Row]:
+def _bundle_rows(
+    dataset: Dataset, study: Study, finalists: Mapping[str, tuple[Path, ...]]
+) -> list[Row]:
     """One Ray task per bundle; equal bundles are evaluated once."""
     import ray
 
     test = dataset.part("test", study.request.setting or None)
-    folders = {name: load_bundle(folder) for name, folder in finalists.items()}
-    distinct = {bundle.provenance.sha256: bundle.folder for bundle in folders.values()}
+    bundles = {name: [load_bundle(f) for f in folders] for name, folders in finalists.items()}
+    distinct = {b.provenance.sha256: b.folder for found in bundles.values() for b in found}
     with connect(), task("Testing the finalists on held-out subjects", len(distinct)) as shown:
         data = ray.put(PackedSlices.pack(test))
         remote = ray.remote(num_cpus=1)(_evaluate_bundle)
@@ -147,9 +159,19 @@ def _bundle_rows(dataset: Dataset, study: Study, finalists: Mapping[str, Path]) 
             shown.update(len(found))
     names = {"external": "external only", "internal": "internal only"}
     return [
-        _row(names.get(name, name), found[bundle.provenance.sha256], test, study)
-        for name, bundle in folders.items()
+        _repeated_row(names.get(n, n), [found[b.provenance.sha256] for b in made], test, study)
+        for n, made in bundles.items()
     ]
+
+
+def _repeated_row(name: str, runs: Sequence[Metrics], slices: SliceSet, study: Study) -> Row:
+    """Row of a recipe's trainings: figures are means over seeds, slice by slice."""
+    if len(runs) == 1:
+        return _row(name, runs[0], slices, study)
+    mean = {m: np.mean([getattr(run, m) for run in runs], axis=0) for m in METRICS}
+    row = _row(name, replace(runs[0], **mean), slices, study)
+    each = tuple(_row(name, run, slices, study).psnr for run in runs)
+    return replace(row, seed_psnr=each)
 
 
 def _evaluate_bundle(folder: Path, data: PackedSlices) -> tuple[str, Metrics]:
@@ -184,4 +206,4 @@ def gain_over_paper(outcome: Outcome) -> float | None:
     """PSNR of the best trial minus that of the paper's recipe, in dB."""
     by_name = {row.name: row for row in outcome.rows}
     paper = by_name.get(PAPER_RECIPE)
-    return by_name["best trial"].psnr - paper.psnr if paper else None
+    return by_name[BEST_TRIAL].psnr - paper.psnr if paper else None

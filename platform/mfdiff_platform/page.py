@@ -1,4 +1,4 @@
-"""A self-contained HTML page: one file, no links to others, light and dark."""
+"""A page of HTML that stands alone: style and pictures are inside, light and dark."""
 
 from __future__ import annotations
 
@@ -13,32 +13,43 @@ NOTICE = "Research use only; not a medical device."
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --quiet: #66707f; --rule: #d8dde5;
-  --page: #fff; --warn: #8a4b00; --warn-page: #fff4e0; }
+  --page: #fff; --accent: #1f5a96; --warn: #8a4b00; --warn-page: #fff4e0; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8ebf0; --quiet: #9aa4b2; --rule: #3a4250; --page: #14181f; --warn: #ffc46b;
-    --warn-page: #2e2412; } }
+  :root { --ink: #e8ebf0; --quiet: #9aa4b2; --rule: #3a4250; --page: #14181f; --accent: #7db4ea;
+    --warn: #ffc46b; --warn-page: #2e2412; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 66rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+  max-width: 64rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p.quiet, figcaption { color: var(--quiet); font-size: .88rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; color: var(--quiet); font-size: .88rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--rule); }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
+table.facts { width: auto; } table.facts th, table.facts td { text-align: left; }
+tr.best td { font-weight: 650; color: var(--accent); }
 ul.warnings { background: var(--warn-page); color: var(--warn); border-radius: 4px;
   padding: .8rem 1rem .8rem 2rem; }
-img { max-width: 100%; background: #fff; border-radius: 4px; } figure { margin: 1rem 0; }
+img { max-width: 100%; background: #fff; border-radius: 4px; }
+.wide { overflow-x: auto; }
+figure { margin: 1rem 0; } pre { overflow-x: auto; padding: .8rem 1rem;
+  border: 1px solid var(--rule); border-radius: 4px; font-size: .86rem; }
 """
 
 
-def write_page(path: Path, title: str, subtitle: str, sections: Sequence[str]) -> None:
-    """Write a page of HTML ``sections`` atomically."""
-    text = (
+def page(title: str, sections: Sequence[str]) -> str:
+    """A self-contained HTML page; ``sections`` are HTML already, ``title`` is not."""
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><body><h1>{escape(title)}</h1>"
-        f"<p class=quiet>{escape(subtitle)} · {NOTICE}</p>{''.join(sections)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<body>{''.join(sections)}</body></html>\n"
     )
-    write_bytes(path, text.encode())
+
+
+def write_page(path: Path, title: str, subtitle: str, sections: Sequence[str]) -> None:
+    """Write a page with its title, a line beneath it and HTML ``sections``, atomically."""
+    head = f"<h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)} · {NOTICE}</p>"
+    write_bytes(path, page(title, [head, *sections]).encode())
 
 
 def heading(text: str) -> str:
@@ -49,7 +60,7 @@ def heading(text: str) -> str:
 def facts(rows: Mapping[str, object]) -> str:
     """A table of names and values."""
     cells = (f"<tr><th>{escape(k)}<td>{escape(str(v))}</tr>" for k, v in rows.items())
-    return f"<table>{''.join(cells)}</table>"
+    return f"<table class=facts>{''.join(cells)}</table>"
 
 
 def warnings(lines: Sequence[str]) -> str:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfdiff_core.bundle import Bundle, load_bundle
-from mfdiff_core.data.dataset import open_dataset
+from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.data.manifest import MANIFEST
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.step import Precision
+from mfdiff_platform.objective import read_objectives
 from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.pretrain_worker import BUNDLE
-from mfdiff_platform.search_space import load, resolve
+from mfdiff_platform.progress import say
+from mfdiff_platform.recipe_file import RecipeFile, read_recipe
+from mfdiff_platform.search_parameter import Parameter
+from mfdiff_platform.search_space import SearchSpace, load, parse, resolve
 from mfdiff_platform.study import SamplerName, SchedulerName, StudyRequest
 from mfdiff_platform.workspace import Workspace
+
+VOXEL_TOLERANCE = 0.1
+"""Relative difference of voxel sizes from which a network sees structures of another size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,9 @@ class StudyPlan:
         system: the model to adapt, default mfdiff or what ``pretrained`` is.
         space_file: search space, default the domain's or the general one.
         setting: only slices of this setting.
+        recipe_file: a single recipe instead of a space; its seed, setting, metrics and so on win.
+        warm_start: study whose best points are tried first.
+        metrics, modes: what is optimised, see `StudyRequest`.
         with_single_stage, sampler, scheduler, validations, precision, seed: see `StudyRequest`.
     """
 
@@ -44,32 +54,44 @@ class StudyPlan:
     with_single_stage: bool = False
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
-    validations: int = 5
+    validations: int = 9
     precision: Precision = "fp32"
     seed: int = 0
+    recipe_file: Path | None = None
+    warm_start: str = ""
+    metrics: tuple[str, ...] = ("psnr",)
+    modes: tuple[str, ...] = ()
 
 
 def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     """Resolve a plan to a request.
 
     Raises:
-        ConfigError: no pretrained model, or one that does not fit the slices.
+        ConfigError: no pretrained model, or one that does not fit the slices; a recipe needs
+            phantom slices that are not there; a metric is unknown.
         DataError: no dataset, or a damaged one.
     """
+    file = read_recipe(plan.recipe_file) if plan.recipe_file else None
+    plan = _as_in_file(plan, file) if file else plan
     data = (plan.data or workspace.dataset(plan.domain)).absolute()
     dataset = open_dataset(data)
-    if plan.setting:
-        dataset.part("validation", plan.setting)
+    held_out = dataset.part("validation", plan.setting or None)
     pretrained = _pretrained(workspace, plan)
     check_image_size(dataset, pretrained.config)
-    space = load(resolve(plan.domain, plan.space_file))
-    phantom = plan.phantom or workspace.dataset("phantom")
-    return StudyRequest(
+    _check_voxels(dataset, held_out.infos[0].voxel_mm, pretrained)
+    _check_metrics(plan, {info.setting for info in held_out.infos})
+    space = parse(file.space()) if file else load(resolve(plan.domain, plan.space_file))
+    phantom = (plan.phantom or workspace.dataset("phantom")).absolute()
+    has_phantom = (phantom / MANIFEST).is_file()
+    if not has_phantom:
+        _check_needs_no_phantom(space, plan, phantom)
+    request = StudyRequest(
         name=plan.name or plan.domain,
         domain=plan.domain,
         data=str(data),
         data_fingerprint=dataset.manifest.fingerprint,
-        phantom=str(phantom) if (phantom / MANIFEST).is_file() else "",
+        phantom=str(phantom) if has_phantom else "",
+        phantom_fingerprint=open_dataset(phantom).manifest.fingerprint if has_phantom else "",
         pretrained=str(pretrained.folder.absolute()),
         pretrained_sha256=pretrained.provenance.sha256,
         setting=plan.setting,
@@ -80,7 +102,67 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
         scheduler=plan.scheduler,
         validations=plan.validations,
         precision=plan.precision,
+        metrics=plan.metrics,
+        modes=plan.modes,
+        warm_start=plan.warm_start,
     )
+    for what in file.differences(request) if file else ():
+        say(f"{plan.recipe_file}: {what} differ from when the recipe was found; so will the result")
+    return request
+
+
+def _as_in_file(plan: StudyPlan, file: RecipeFile) -> StudyPlan:
+    """The plan with all that decides what comes out of the recipe."""
+    if plan.space_file or plan.warm_start:
+        raise ConfigError("--recipe searches nothing: leave --space and --warm-start out")
+    return replace(
+        plan,
+        seed=file.seed,
+        validations=file.validations,
+        precision=file.precision,
+        metrics=file.metrics,
+        modes=file.modes,
+        setting=file.setting,
+    )
+
+
+def _check_voxels(dataset: Dataset, voxel_mm: float, pretrained: Bundle) -> None:
+    known = pretrained.provenance.voxel_mm
+    if abs(voxel_mm / known - 1) > VOXEL_TOLERANCE:
+        raise ConfigError(
+            f"{dataset.folder}: voxels of {voxel_mm:g} mm, the model was pretrained on"
+            f" {known:g} mm; bring the slices to that size, or pretrain at theirs"
+        )
+
+
+def _check_metrics(plan: StudyPlan, settings: set[str]) -> None:
+    read_objectives(plan.metrics, plan.modes)
+    for metric in plan.metrics:
+        setting, _, name = metric.rpartition("/")
+        alone = len(settings) < 2 or name in ("bias", "slice_seconds")
+        if setting and (setting not in settings or alone):
+            raise ConfigError(
+                f"--metric {metric}: validation has no such figure; its settings are"
+                f" {', '.join(sorted(settings))}"
+            )
+
+
+def _check_needs_no_phantom(space: SearchSpace, plan: StudyPlan, phantom: Path) -> None:
+    """Refuse recipes that mix in slices which are not there, before any of them is trained."""
+    recipes = [r.strategy == "single_stage" or r.replay > 0 for r in space.references().values()]
+    if plan.with_single_stage or any(recipes) or any(map(_mixes, space.parameters)):
+        raise ConfigError(
+            f"{phantom}: no phantom slices, which recipes of this search mix in (replay,"
+            " single_stage); run `mfdiff-platform simulate --domain phantom`, or give a --space"
+            " without them"
+        )
+
+
+def _mixes(parameter: Parameter) -> bool:
+    values = parameter.values.examples
+    if parameter.name == "strategy":
+        return "single_stage" in values
+    return parameter.name == "replay" and any(value != 0 for value in values)
 
 
 def _pretrained(workspace: Workspace, plan: StudyPlan) -> Bundle:

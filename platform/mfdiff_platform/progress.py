@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,6 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+MOST_ROWS = 12
 
 console = Console(stderr=True, highlight=False)
 PLAIN_INTERVAL_S = 10.0
@@ -26,9 +29,10 @@ PLAIN_INTERVAL_S = 10.0
 class Task:
     """One piece of work: `update` says how far it is and in what state."""
 
-    def __init__(self, title: str, total: int, bar: Progress | None) -> None:
+    def __init__(self, title: str, total: int, bar: _Bar | None) -> None:
         title = escape(title)  # names of files and studies are no markup
-        self._title, self._total, self._bar = title, total, bar
+        self._title, self._bar = title, bar
+        self.total = total
         self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
         self._note = ""
@@ -40,14 +44,25 @@ class Task:
             self._bar.update(self._id, completed=done, note=self._note)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._printed = time.monotonic()
-            console.print(f"  {self._title}: {done}/{self._total} {self._note}", soft_wrap=True)
+            console.print(f"  {self._title}: {done}/{self.total} {self._note}", soft_wrap=True)
 
     def progress(self, done: int, total: int) -> None:
         """Show ``done`` of a total that was not known at the start."""
-        self._total = total
+        self.total = total
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, total=total)
         self.update(done)
+
+    def show_table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table under the bar, on a terminal only."""
+        if self._bar is None:
+            return
+        table = Table(*head, box=None, pad_edge=True, header_style="dim")
+        for row in rows[:MOST_ROWS]:
+            table.add_row(*map(escape, row))
+        if len(rows) > MOST_ROWS:
+            table.add_row(f"and {len(rows) - MOST_ROWS} more")
+        self._bar.below = table if rows else None
 
     def close(self) -> None:
         """Leave one finished line."""
@@ -57,6 +72,17 @@ class Task:
         console.print(
             f"[green]✓[/] {self._title} [dim]{seconds:.0f} s {self._note}[/]", soft_wrap=True
         )
+
+
+class _Bar(Progress):
+    """A bar with room for a table."""
+
+    below: Table | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
 
 
 @contextmanager
@@ -77,7 +103,7 @@ def task(title: str, total: int) -> Iterator[Task]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _Bar(*columns, console=console, transient=True) as bar:
         shown = Task(title, total, bar)
         yield shown
         shown.close()

@@ -21,12 +21,13 @@ from mfdiff_core.model import preset
 from mfdiff_core.restore import restore_volume
 from mfdiff_core.training.loop import TrainConfig
 from mfdiff_core.training.optim import OptimConfig
-from mfdiff_platform.adapt import Adapted, SearchScale, adapt
+from mfdiff_platform.adapt import Adapted, adapt
 from mfdiff_platform.cluster import connect
 from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.pretrain import PretrainRequest, Workers, pretrain
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.search_space import spaces_folder
+from mfdiff_platform.session import SearchScale
 from mfdiff_platform.simulate import SimulationRequest, simulate
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace

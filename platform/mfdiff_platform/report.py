@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,18 @@ from mfdiff_core.files import write_bytes
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
-from mfdiff_platform.study import REPORT, TRIALS, Study
-from mfdiff_platform.trial import PICTURE
+from mfdiff_platform.page import figure, page
+from mfdiff_platform.recipe_file import RECIPE, recipe_text
+from mfdiff_platform.report_sections import (
+    pareto_table,
+    per_setting,
+    per_subject,
+    pictures,
+    repeats_table,
+    what_mattered,
+    what_was_saved,
+)
+from mfdiff_platform.study import REPORT, Study
 
 NOTICE = "Research use only; not a medical device."
 STAND_INS = ("ood1", "ood2", "ood3")
@@ -29,25 +37,6 @@ STAND_IN_NOTICE = (
 )
 
 _ORIGIN = ("kind", "tracer", "dose_mbq", "anatomy")
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --quiet: #66707f; --rule: #d8dde5;
-  --page: #fff; --accent: #1f5a96; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8ebf0; --quiet: #9aa4b2; --rule: #3a4250; --page: #14181f; --accent: #7db4ea; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-p.quiet, figcaption { color: var(--quiet); font-size: .88rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; color: var(--quiet); font-size: .85rem; }
-tr.best td { font-weight: 650; color: var(--accent); }
-img { max-width: 100%; background: #fff; border-radius: 4px; }
-figure { margin: 1rem 0; } pre { overflow-x: auto; padding: .8rem 1rem;
-  border: 1px solid var(--rule); border-radius: 4px; font-size: .86rem; }
-"""
 
 
 def table_row(row: Row) -> dict[str, Any]:
@@ -144,11 +133,12 @@ def recipe_yaml(record: TrialRecord) -> str:
 
 
 def write_report(study: Study, outcome: Outcome) -> Path:
-    """Write ``study.html`` into the study's folder; one file, no links to others."""
+    """Write ``study.html``, one file without links to others, and the winning recipe beside it."""
     request = study.request
     gain = gain_over_paper(outcome)
     headline = f"{gain:+.2f} dB against the paper's recipe" if gain is not None else ""
-    best = study.ledger[outcome.best]
+    best, winner = study.ledger[outcome.best], recipe_text(study, outcome.best)
+    write_bytes(study.folder / RECIPE, winner.encode())
     sections = [
         f"<h1>Study {escape(request.name)}</h1>",
         f"<p class=quiet>Domain {escape(request.domain)} · best: trial {outcome.best}"
@@ -161,26 +151,22 @@ def write_report(study: Study, outcome: Outcome) -> Path:
         f"{outcome.test_evaluations} time(s).</p>",
         "<h2>Search</h2>",
         figure(_search_png(study), "Validation PSNR of each finished trial, and the best so far."),
+        what_was_saved(study),
         _trials(study),
+        what_mattered(study),
+        pareto_table(study),
+        per_setting(outcome),
+        per_subject(outcome),
+        repeats_table(outcome),
         "<h2>Winning recipe</h2>",
-        f"<pre>{escape(recipe_yaml(best))}</pre>",
-        _pictures(study, outcome),
+        f"<pre>{escape(winner)}</pre>",
+        pictures(study),
     ]
     if request.domain in STAND_INS:
         sections.append(f"<p class=quiet>{escape(STAND_IN_NOTICE)}</p>")
     path = study.folder / REPORT
     write_bytes(path, page(f"Study {request.name}", sections).encode())
     return path
-
-
-def page(title: str, sections: Sequence[str]) -> str:
-    """A self-contained HTML page; ``sections`` are HTML already, ``title`` is not."""
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<body>{''.join(sections)}</body></html>"
-    )
 
 
 def _table(outcome: Outcome) -> str:
@@ -200,34 +186,17 @@ def _trials(study: Study) -> str:
     head = "<tr><th>Trial<th>strategy<th>freeze<th>lr<th>iterations<th>PSNR<th>state<th>s</tr>"
     rows = []
     for record in study.ledger:
-        recipe = record.config["recipe"]
+        recipe = from_dict(Recipe, record.config["recipe"])
         name = record.config["reference"] or "search"
         psnr = record.metrics.get("psnr")
         rows.append(
-            f"<tr><td>{record.number} · {escape(name)}<td>{escape(recipe['strategy'])}"
-            f"<td>{escape(str(recipe.get('freeze', 'none')))}<td>{recipe.get('lr', Recipe.lr):.1e}"
+            f"<tr><td>{record.number} · {escape(name)}<td>{escape(recipe.strategy)}"
+            f"<td>{escape(recipe.freeze)}<td>{recipe.lr:.1e}"
             f"<td>{record.iterations}<td>{'' if psnr is None else f'{psnr:.2f}'}"
             f"<td>{escape(record.state)}{': ' + escape(record.reason) if record.reason else ''}"
             f"<td>{record.seconds:.0f}</tr>"
         )
     return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _pictures(study: Study, outcome: Outcome) -> str:
-    path = study.folder / TRIALS / f"{outcome.best:04d}" / PICTURE
-    if not path.is_file():
-        return ""
-    caption = "A validation slice restored by the best trial; errors share one colour scale."
-    return "<h2>Picture</h2>" + figure(path.read_bytes(), caption)
-
-
-def figure(png: bytes, caption: str) -> str:
-    """A picture inside the page, with its caption."""
-    data = base64.b64encode(png).decode()
-    return (
-        f"<figure><img alt='{escape(caption)}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
 
 
 def _methods_png(outcome: Outcome) -> bytes:

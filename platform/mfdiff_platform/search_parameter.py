@@ -25,6 +25,10 @@ class Choices:
         chosen: Value = trial.suggest_categorical(name, self.values)
         return chosen
 
+    def holds(self, value: Value) -> bool:
+        """Whether ``value`` is one of them."""
+        return value in self.values
+
     @property
     def examples(self) -> tuple[Value, ...]:
         """Values that stand for all."""
@@ -70,6 +74,13 @@ class Range:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return int(trial.suggest_int(name, low, high, step=step, log=self.log))
         return float(trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log))
+
+    def holds(self, value: Value) -> bool:
+        """Whether ``value`` is one of them."""
+        if isinstance(value, str) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-9
 
     @property
     def examples(self) -> tuple[Value, ...]:

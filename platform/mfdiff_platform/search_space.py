@@ -62,6 +62,11 @@ class SearchSpace:
         """Smallest batch of a trial; references use it."""
         return int(min(self._values("batch_size")))
 
+    @property
+    def largest_batch_size(self) -> int:
+        """Largest batch of a trial."""
+        return int(max(self._values("batch_size")))
+
     def references(self, *, single_stage: bool = False) -> dict[str, Recipe]:
         """Recipes to run before the search: the paper's arms, then those of the file."""
         from mfdiff_core.config import from_dict

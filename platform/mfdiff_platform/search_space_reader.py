@@ -16,6 +16,10 @@ _TOP = ("description", "parameters", "references")
 _FORMS = {"choices": ("choices",), "value": ("value",), "low": ("low", "high", "log", "step")}
 _FORMS_TEXT = "{choices: [...]}, {value: x} or {low: x, high: y}"
 _TYPES = get_type_hints(Recipe)
+_COMPANIONS: dict[str, dict[str, Value]] = {
+    "unfreeze_stepwise": {"freeze": "encoders", "unfreeze_at": 0.5}
+}
+"""Fields that are checked beside others, without which any value of theirs is a fault."""
 
 Condition = tuple[str, tuple[Value, ...]]
 
@@ -121,9 +125,9 @@ class _Reader:
 
     def _value(self, name: str, value: Any, path: str) -> Value:
         """``value`` as the recipe holds it, or a fault."""
-        iterations = 0 if value == "external" else 1
+        context = {"iterations": 0 if value == "external" else 1, **_COMPANIONS.get(name, {})}
         try:
-            recipe = from_dict(Recipe, {"iterations": iterations, name: value})
+            recipe = from_dict(Recipe, {**context, name: value})
         except ConfigError as fault:
             self._fault(path, str(fault).split(": ", 1)[1])
             return str(value)

@@ -9,6 +9,7 @@ told to Optuna as pruned, one that fails as failed; only full trials count as co
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,15 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mfdiff_core.seeding import derive_seed
+from mfdiff_platform.objective import Objective
+from mfdiff_platform.search_parameter import Choices, Value
 from mfdiff_platform.search_space import SearchSpace
 from mfdiff_platform.suggestion import FINAL, Observation, Suggestion
 
 STARTUP_TRIALS = 8
 """Random suggestions before TPE has enough to model; the usual 10 would waste a short study."""
+GRID = ("strategy", "freeze")
+"""Parameters whose combinations the grid sampler takes in turn; the others are drawn at random."""
 
 
 class RecipeSearcher(Searcher):
@@ -35,8 +40,9 @@ class RecipeSearcher(Searcher):
         history: what earlier sessions found.
         numbers: of the new suggestions to make.
         seed: seed of the study.
-        sampler: ``tpe`` or ``random``.
-        metric, mode: what Tune optimises.
+        sampler: ``tpe``, ``random`` or ``grid``.
+        objectives: what is optimised; a trial without a finite first one counts as failed.
+        failures_left: how many more trials may fail before no new one is suggested.
     """
 
     def __init__(
@@ -48,21 +54,25 @@ class RecipeSearcher(Searcher):
         numbers: Sequence[int],
         seed: int,
         sampler: str,
-        metric: str,
-        mode: str,
+        objectives: Sequence[Objective],
+        failures_left: int | None = None,
     ) -> None:
-        super().__init__(metric=metric, mode=mode)
+        super().__init__(metric=objectives[0].metric, mode=objectives[0].mode)
+        self._objectives, self._failures_left = tuple(objectives), failures_left
         self._space, self._seed, self._sampler = space, seed, sampler
         self._pending, self._numbers = list(pending), list(numbers)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = "maximize" if mode == "max" else "minimize"
-        self._study = optuna.create_study(direction=direction)
+        ways = {"max": "maximize", "min": "minimize"}
+        self._study = optuna.create_study(directions=[ways[aim.mode] for aim in objectives])
+        self._grid = grid_of(space)
         self._begun: dict[int, optuna.Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
         self._recall(history)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next suggestion as a Tune config."""
+        if self._failures_left == 0:
+            return str(Searcher.FINISHED)
         if self._pending:
             suggestion = self._pending.pop(0)
             if suggestion.number in self._begun:
@@ -82,15 +92,19 @@ class RecipeSearcher(Searcher):
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell Optuna how a search point ended; references are not its business."""
+        if error and self._failures_left is not None:
+            self._failures_left = max(0, self._failures_left - 1)
         trial = self._asked.pop(trial_id, None)
         if trial is None:
             return
-        if error or not result or not math.isfinite(result.get(self.metric, math.nan)):
+        values = [(result or {}).get(aim.metric, math.nan) for aim in self._objectives]
+        if error or not result or not all(map(math.isfinite, values)):
             self._study.tell(trial, state=TrialState.FAIL)
         elif result.get(FINAL):
-            self._study.tell(trial, result[self.metric])
+            self._study.tell(trial, values)
         else:
-            trial.report(result[self.metric], int(result["iterations"]))
+            if len(values) == 1:  # Optuna takes no reports where there are several objectives
+                trial.report(values[0], int(result["iterations"]))
             self._study.tell(trial, state=TrialState.PRUNED)
 
     def save(self, checkpoint_path: str) -> None:
@@ -103,6 +117,12 @@ class RecipeSearcher(Searcher):
         seed = derive_seed(self._seed, "suggestion", number) % 2**32
         if self._sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
+        if self._sampler == "grid":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.samplers.PartialFixedSampler(
+                    self._grid[number % len(self._grid)], optuna.samplers.RandomSampler(seed=seed)
+                )
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
         )
@@ -118,21 +138,9 @@ class RecipeSearcher(Searcher):
                 self._begun[number] = self._ask_again(begun[number])
 
     def _remember(self, observation: Observation) -> None:
-        if observation.suggestion.distributions is None:
-            return
-        states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-        state = states.get(observation.outcome, TrialState.FAIL)
-        params, distributions = _drawn(observation.suggestion)
-        stopped = state == TrialState.PRUNED
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=params,
-                distributions=distributions,
-                value=observation.value if state == TrialState.COMPLETE else None,
-                intermediate_values={observation.iterations: observation.value} if stopped else {},
-            )
-        )
+        trial = remembered(observation, len(self._objectives))
+        if trial is not None:
+            self._study.add_trial(trial)
 
     def _ask_again(self, suggestion: Suggestion) -> optuna.Trial:
         """A running Optuna trial with the point that was suggested in an earlier session."""
@@ -140,6 +148,49 @@ class RecipeSearcher(Searcher):
         self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # has nothing left to draw
         self._study.enqueue_trial(params)
         return self._study.ask(distributions)
+
+
+def remembered(observation: Observation, objectives: int) -> optuna.trial.FrozenTrial | None:
+    """A search point of the past as Optuna keeps it.
+
+    Args:
+        observation: what was found.
+        objectives: how many metrics are optimised now.
+
+    Returns:
+        None for what is no search point, or was not measured in all of the metrics.
+    """
+    if observation.suggestion.distributions is None:
+        return None
+    states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+    state = states.get(observation.outcome, TrialState.FAIL)
+    params, distributions = _drawn(observation.suggestion)
+    values = [observation.value, *observation.others][:objectives]
+    if state == TrialState.COMPLETE and len(values) < objectives:
+        return None
+    stopped = state == TrialState.PRUNED and objectives == 1
+    return optuna.trial.create_trial(
+        state=state,
+        params=params,
+        distributions=distributions,
+        values=values if state == TrialState.COMPLETE else None,
+        intermediate_values={observation.iterations: observation.value} if stopped else {},
+    )
+
+
+def grid_of(space: SearchSpace) -> list[dict[str, Value]]:
+    """Every combination of the grid's parameters that the space allows, in the file's order."""
+    combinations: list[dict[str, Value]] = [{}]
+    for parameter in space.parameters:
+        if parameter.name not in GRID or not isinstance(parameter.values, Choices):
+            continue
+        grown: list[dict[str, Value]] = []
+        for chosen in combinations:
+            there = parameter.applies(chosen)
+            grown += [chosen | {parameter.name: v} for v in parameter.values.values if there]
+            grown += [] if there else [chosen]
+        combinations = grown
+    return combinations
 
 
 def _drawn(suggestion: Suggestion) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

@@ -5,7 +5,10 @@ Everything a resumed or reported study needs is in its folder; MLflow and Ray ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +17,20 @@ from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.known import Known, load_known, take_over
 from mfdiff_platform.ledger import Ledger, TrialRecord
+from mfdiff_platform.names import check_name
+from mfdiff_platform.objective import Objective, pareto, read_objectives
 from mfdiff_platform.search_space import SearchSpace, parse
 from mfdiff_platform.suggestion import Observation, Suggestion
 
 REQUEST, TRIALS, RESULTS, REPORT = "study.json", "trials", "results.json", "study.html"
-PAPER_RECIPE = "two-stage (paper)"
+PAPER_RECIPE, BEST_TRIAL = "two-stage (paper)", "best trial"
 
-SamplerName = Literal["tpe", "random"]
+SamplerName = Literal["tpe", "random", "grid"]
 SchedulerName = Literal["asha", "none"]
+
+_PLACES = ("data", "phantom", "pretrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,8 @@ class StudyRequest:
         name: name of the study; the same name resumes.
         domain: domain of the dataset, names the site model.
         data, data_fingerprint: dataset folder and what it held when the study began.
-        phantom: dataset of the external stage, for replay and single-stage training; may be "".
+        phantom, phantom_fingerprint: dataset of the external stage, for replay and single-stage
+            training, and what it held; may be "".
         pretrained, pretrained_sha256: bundle folder of the external stage and its weights' hash.
         setting: only slices of this setting, "" for all.
         space: the resolved search space as its YAML text.
@@ -42,6 +51,9 @@ class StudyRequest:
         sampler, scheduler: how points are suggested, and which trials are stopped early.
         validations: how often a trial validates.
         precision: arithmetic of the network.
+        metrics, modes: what is optimised; trials are judged and stopped by the first.
+        parent: study with another space, of which this one is the child.
+        warm_start: study whose best points are tried first.
     """
 
     name: str
@@ -57,8 +69,13 @@ class StudyRequest:
     seed: int = 0
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
-    validations: int = 5
+    validations: int = 9
     precision: Precision = "fp32"
+    phantom_fingerprint: str = ""
+    metrics: tuple[str, ...] = ("psnr",)
+    modes: tuple[str, ...] = ()
+    parent: str = ""
+    warm_start: str = ""
 
     def references(self) -> dict[str, Recipe]:
         """The recipes every study runs first, by name."""
@@ -67,6 +84,10 @@ class StudyRequest:
     def search_space(self) -> SearchSpace:
         """The space, parsed."""
         return parse(self.space, "search space")
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised, the deciding objective first."""
+        return read_objectives(self.metrics, self.modes)
 
 
 @dataclass(frozen=True)
@@ -81,12 +102,22 @@ class Study:
         """Its trials."""
         return Ledger(self.folder / TRIALS)
 
+    @cached_property
+    def known(self) -> Known:
+        """What it took over from another study."""
+        return load_known(self.folder)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised, the deciding objective first."""
+        return self.request.objectives()
+
     def bundle_of(self, record: TrialRecord) -> Path:
         """Bundle folder of a finished trial."""
         return self.folder / record.bundle
 
     def best(self) -> TrialRecord:
-        """Finished trial with the highest validation PSNR, the earliest of equals.
+        """Finished trial with the best validation, the earliest of equals.
 
         Raises:
             DataError: no trial has finished.
@@ -94,31 +125,48 @@ class Study:
         finished = self.ledger.finished()
         if not finished:
             raise DataError(f"{self.folder}: no trial has finished")
-        return max(finished, key=lambda record: (record.metrics["psnr"], -record.number))
+        score = self.objectives[0].score
+        return max(finished, key=lambda record: (score(record.metrics), -record.number))
+
+    def finalists(self) -> dict[str, TrialRecord]:
+        """Finished references by name, and last the best trial; what test subjects are for."""
+        references = {r.config["reference"]: r for r in self.ledger.finished()}
+        return {n: r for n, r in references.items() if n} | {BEST_TRIAL: self.best()}
+
+    def pareto(self) -> list[TrialRecord]:
+        """Finished trials that no other beats in one objective without losing in another."""
+        finished = {record.number: record for record in self.ledger.finished()}
+        metrics = {number: record.metrics for number, record in finished.items()}
+        return [finished[number] for number in pareto(metrics, self.objectives)]
+
+    def first(self) -> list[Suggestion]:
+        """What runs before the search: references, then points taken over."""
+        references = enumerate(self.request.references().items())
+        fixed = [Suggestion(number, to_dict(recipe), name) for number, (name, recipe) in references]
+        points = enumerate(self.known.points, start=len(fixed))
+        return fixed + [replace(point, number=number) for number, point in points]
 
     def pending(self) -> list[Suggestion]:
         """What must run before the search goes on: references, and trials cut short."""
         ledger = {record.number: record for record in self.ledger}
-        waiting = [
-            Suggestion(number, to_dict(recipe), name)
-            for number, (name, recipe) in enumerate(self.request.references().items())
-            if number not in ledger
-        ]
+        waiting = [suggestion for suggestion in self.first() if suggestion.number not in ledger]
         return waiting + [suggestion_of(r) for r in ledger.values() if r.state == "running"]
 
     def history(self) -> list[Observation]:
-        """Search points that have ended, in order."""
-        return [
-            Observation(
-                suggestion_of(record), record.state, record.metrics.get("psnr"), record.iterations
-            )
-            for record in self.ledger.ended()
-        ]
+        """Search points that have ended, in order, those taken over first."""
+        return [*self.known.observations, *map(self._observed, self.ledger.ended())]
+
+    def _observed(self, record: TrialRecord) -> Observation:
+        values = [record.metrics.get(aim.metric) for aim in self.objectives]
+        others = tuple(value for value in values[1:] if value is not None)
+        return Observation(
+            suggestion_of(record), record.state, values[0], record.iterations, others
+        )
 
     def unasked(self, trials: int) -> list[int]:
         """Numbers of the search points still to be suggested in a study of ``trials`` trials."""
         known = {record.number for record in self.ledger}
-        return [n for n in range(len(self.request.references()), trials) if n not in known]
+        return [n for n in range(len(self.first()), trials) if n not in known]
 
 
 def suggestion_of(record: TrialRecord) -> Suggestion:
@@ -131,24 +179,67 @@ def recorded(config: dict[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in ("recipe", "reference", "distributions")}
 
 
-def claim_study(folder: Path, request: StudyRequest) -> Study:
+def claim_study(folder: Path, request: StudyRequest, known: Known | None = None) -> Study:
     """Begin a study in ``folder``, or open it if it is the one that was begun there.
+
+    Where only the search space has changed, the study gets a child beside it, ``<name>-2`` and so
+    on, which knows all results of the studies before it.
+
+    Args:
+        folder: the study's own; its name is the study's.
+        request: what is asked for now.
+        known: what a study that begins takes over from another one.
 
     Raises:
         ConfigError: the folder holds a study of other settings; names those that differ.
     """
     if not (folder / REQUEST).is_file():
-        write_json(folder / REQUEST, to_dict(request))
-        return Study(folder, request)
-    begun = load_study(folder).request
-    if begun != request:
-        old, new = to_dict(begun), to_dict(request)
-        odd = ", ".join(name for name in new if new[name] != old[name])
-        raise ConfigError(
-            f"study {request.name!r} was begun with another {odd}; give another --name, or the"
-            f" same settings to resume it ({folder / REQUEST})"
-        )
-    return Study(folder, begun)
+        return _begin(folder, request, known or Known())
+    begun = load_study(folder)
+    odd = _differences(begun.request, request)
+    if not odd:
+        return begun
+    if odd == ["space"]:
+        return _claim_child(begun, request)
+    raise ConfigError(
+        f"study {request.name!r} was begun with another {', '.join(odd)}; give another --name, or"
+        f" the same settings to resume it ({folder / REQUEST})"
+    )
+
+
+def _claim_child(begun: Study, request: StudyRequest) -> Study:
+    """The child of ``begun`` with this space, made if it is not there yet."""
+    parent = begun
+    for place in count(2):
+        name = check_name("study", f"{request.name}-{place}")
+        folder = begun.folder.with_name(name)
+        child = replace(request, name=name, parent=parent.request.name)
+        if not (folder / REQUEST).is_file():
+            return _begin(folder, child, take_over(parent, child.search_space()))
+        found = load_study(folder)
+        if not _differences(found.request, child):
+            return found
+        if found.request.parent == parent.request.name:
+            parent = found
+    raise AssertionError("count does not end")
+
+
+def _differences(old: StudyRequest, new: StudyRequest) -> list[str]:
+    """Names of the settings that differ, apart from what a study is called."""
+    before, after = to_dict(old), to_dict(new)
+    return [n for n in after if n not in ("name", "parent") and after[n] != before[n]]
+
+
+def _begin(folder: Path, request: StudyRequest, known: Known) -> Study:
+    if known != Known():
+        known.save(folder)
+    values = to_dict(request)
+    root = _root(folder)
+    for name in _PLACES:
+        if values[name] and Path(values[name]).is_relative_to(root):
+            values[name] = Path(values[name]).relative_to(root).as_posix()
+    write_json(folder / REQUEST, values)
+    return Study(folder, request)
 
 
 def load_study(folder: Path) -> Study:
@@ -159,4 +250,19 @@ def load_study(folder: Path) -> Study:
     """
     if not (folder / REQUEST).is_file():
         raise DataError(f"{folder}: no study (no {REQUEST})")
-    return Study(folder, from_dict(StudyRequest, read_json(folder / REQUEST), REQUEST))
+    values = read_json(folder / REQUEST)
+    for name in _PLACES:
+        if values.get(name):
+            values[name] = str(_root(folder) / values[name])
+    return Study(folder, from_dict(StudyRequest, values, REQUEST))
+
+
+def all_studies(studies: Path) -> Iterator[Study]:
+    """Every study below the workspace's folder of studies, by name."""
+    for path in sorted(studies.glob(f"*/{REQUEST}")):
+        yield load_study(path.parent)
+
+
+def _root(folder: Path) -> Path:
+    """The workspace, which a study's paths are relative to: it may move as a whole."""
+    return folder.absolute().parents[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.tune import Callback
 from mfdiff_core.config import flatten, from_dict
 from mfdiff_core.files import read_json
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.objective import MODES
 from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.progress import Task, say
 from mfdiff_platform.run import Run
@@ -19,27 +21,55 @@ from mfdiff_platform.strip import strip_file
 from mfdiff_platform.study import TRIALS, Study, recorded
 from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
+from mfdiff_platform.time_limit import START_S, derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
 
-_LOGGED = ("psnr", "ssim", "nmse", "loss")
+_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "worker process has died")
+_LOGGED = (*MODES, "loss")
 
 
 class StudyCallback(Callback):
-    """The one writer of a study: only the driver touches the ledger and MLflow."""
+    """The one writer of a study: only the driver touches the ledger and MLflow.
 
-    def __init__(self, study: Study, store: TrackingStore, parent: Run, shown: Task) -> None:
+    It also ends trials that hang: ``timeout_s`` after their start, or, when that is None, after a
+    time derived from the slowest reference.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: TrackingStore,
+        parent: Run,
+        shown: Task,
+        timeout_s: float | None = None,
+    ) -> None:
         self._study, self._store, self._parent, self._shown = study, store, parent, shown
+        self._timeout_s = timeout_s
+        space = study.request.search_space()
+        self._batch_ratio = space.largest_batch_size / space.batch_size
+        self._limit_s = timeout_s or derived_limit_s(study.ledger, self._batch_ratio)
         self._runs: dict[int, Run] = {}
-        self._started: dict[int, float] = {}
+        self._began_at: dict[int, float] = {}
+        self._clock_from: dict[int, float] = {}
+        self._overdue: dict[int, str] = {}
+        self._workers: dict[Any, int] = {}
+        self._reached: dict[int, tuple[str, int, float]] = {}
+        self._opened, self._ended_here = time.monotonic(), 0
         self._done = len(study.ledger.ended())
+        self._aim = study.objectives[0].metric
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the trial and open its run."""
         number = trial.config["number"]
         if number not in {record.number for record in self._study.ledger}:
             self._study.ledger.add(recorded(trial.config), number)
-        self._started[number] = time.monotonic()
+        worker = trial.temporary_state.ray_actor
+        is_fresh = worker is not None and self._workers.setdefault(worker, number) == number
+        self._began_at[number] = time.monotonic()
+        self._clock_from[number] = self._began_at[number] + (START_S if is_fresh else 0)
+        self._reached[number] = (_what(trial.config), 0, math.nan)
+        self._show()
         run = self._run(trial)
         run.log_config(flatten(from_dict(Recipe, trial.config["recipe"])))
         request = self._study.request
@@ -57,8 +87,21 @@ class StudyCallback(Callback):
         run.log_metrics({f"validation/{k}": v for k, v in curve.items()}, step)
         if final:
             run.log_metrics({f"best/{k}": v for k, v in judged.items() if k != "loss"}, step)
-        self._log_strip(run, trial.config["number"], step)
-        self._shown.update(self._done, self._note())
+        number = trial.config["number"]
+        self._log_strip(run, number, step)
+        self._reached[number] = (_what(trial.config), step, result.get(self._aim, math.nan))
+        self._show()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Kill workers of trials that take too long; Tune then reports them as failed."""
+        for trial in trials:
+            number = trial.config["number"]
+            over = time.monotonic() - self._clock_from.get(number, math.inf)
+            if over > self._limit_s and trial.status == "RUNNING" and number not in self._overdue:
+                self._overdue[number] = (
+                    f"took longer than {self._limit_s:.0f} s and was ended (--trial-timeout)"
+                )
+                _kill(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that ran to its end, or that the scheduler stopped."""
@@ -71,8 +114,9 @@ class StudyCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record a trial that failed, with its reason; the search goes on."""
-        reason = reason_of(trial.error_file)
-        say(f"trial {trial.config['number']} failed: {reason}", mark="[red]✗[/] ")
+        number = trial.config["number"]
+        reason = self._overdue.get(number) or reason_of(trial.error_file)
+        say(f"trial {number} failed: {reason}", mark="[red]✗[/] ")
         self._end(trial, "failed", reason)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -92,9 +136,11 @@ class StudyCallback(Callback):
             reason=reason,
             metrics=metrics,
             bundle=str(folder / BUNDLE) if finished else "",
-            seconds=time.monotonic() - self._started.get(number, time.monotonic()),
+            seconds=time.monotonic() - self._began_at.pop(number, time.monotonic()),
             iterations=int(result.get("iterations", 0)),
         )
+        if self._timeout_s is None:
+            self._limit_s = derived_limit_s(self._study.ledger, self._batch_ratio)
         run = self._run(trial)
         if finished:
             run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
@@ -103,7 +149,9 @@ class StudyCallback(Callback):
         run.set_tags(headline(self._study, self._study.ledger[number]))
         run.finish(state, reason)  # type: ignore[arg-type]
         self._done += 1
-        self._shown.update(self._done, self._note())
+        self._ended_here += 1
+        self._reached.pop(number, None)
+        self._show()
 
     def _log_strip(self, run: Run, number: int, step: int) -> None:
         strip = strip_file(self._study.folder / TRIALS / f"{number:04d}", step)
@@ -114,13 +162,26 @@ class StudyCallback(Callback):
         if path.is_file():
             run.log_table(read_json(path), "tables/validation_subjects.json")
 
+    def _show(self) -> None:
+        """Tell the terminal how the search stands."""
+        self._shown.update(self._done, self._note())
+        rows = [
+            (str(number), what, str(step), "" if math.isnan(value) else f"{value:.2f}")
+            for number, (what, step, value) in sorted(self._reached.items())
+        ]
+        self._shown.show_table(("trial", "recipe", "iterations", self._aim), rows)
+
     def _note(self) -> str:
-        finished = self._study.ledger.finished()
-        if not finished:
-            return ""
-        best = self._study.best()
-        name = best.config["reference"] or f"trial {best.number}"
-        return f"best {best.metrics['psnr']:.2f} dB ({name})"
+        states = Counter(record.state for record in self._study.ledger)
+        parts = [f"{states[s]} {s}" for s in ("running", "pruned", "failed") if states[s]]
+        if states["finished"]:
+            best = self._study.best()
+            name = best.config["reference"] or f"trial {best.number}"
+            parts.insert(0, f"best {best.metrics[self._aim]:.2f} ({name})")
+        if self._ended_here and self._shown.total > self._done:
+            each = (time.monotonic() - self._opened) / self._ended_here
+            parts.append(f"{each * (self._shown.total - self._done) / 60:.0f} min left")
+        return ", ".join(parts)
 
     def _run(self, trial: Any) -> Run:
         """The trial's MLflow run, the same one for ever."""
@@ -128,7 +189,7 @@ class StudyCallback(Callback):
         number = config["number"]
         if number not in self._runs:
             recipe = recipe_tags(config)
-            what = config["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
+            what = _what(config)
             request = self._study.request
             tags = {"kind": "trial", "domain": request.domain, "study": request.name} | recipe
             self._runs[number] = self._store.find_or_create(
@@ -141,6 +202,21 @@ class StudyCallback(Callback):
         return self._runs[number]
 
 
+def _what(config: dict[str, Any]) -> str:
+    """A trial in a few words."""
+    recipe = recipe_tags(config)
+    return recipe["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
+
+
+def _kill(trial: Any) -> None:
+    """End the worker of a trial, whatever it is doing."""
+    import ray
+
+    worker = trial.temporary_state.ray_actor
+    if worker is not None:
+        ray.kill(worker)
+
+
 def _figures(result: dict[str, Any]) -> dict[str, float]:
     """The metrics of a report, without what Ray Tune adds to it."""
     return {k: float(v) for k, v in result.items() if k.rsplit("/", 1)[-1] in _LOGGED}
@@ -149,6 +225,9 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
 def reason_of(error_file: str | None) -> str:
     """Last line of a trial's traceback: the fault in its own words, without paths."""
     if not error_file or not Path(error_file).is_file():
-        return "the worker died without a word (out of memory, or killed)"
-    lines = [line.strip() for line in Path(error_file).read_text().splitlines() if line.strip()]
+        return "its worker died without a word (out of memory, or killed)"
+    text = Path(error_file).read_text()
+    if any(death in text for death in _DEATHS):
+        return "its worker died (out of memory, or killed)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return without_paths(lines[-1]) if lines else "unknown"

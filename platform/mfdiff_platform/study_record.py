@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mfdiff_core.bundle import load_bundle
-from mfdiff_core.config import flatten
+from mfdiff_core.config import flatten, from_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import DataError
+from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.experiment_view import share_views
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
@@ -48,11 +49,10 @@ def trial_key(study: Study, number: int) -> str:
 
 def recipe_tags(config: dict[str, Any]) -> dict[str, str]:
     """Strategy and freeze plan of a trial, as columns."""
-    recipe = config["recipe"]
-    freeze = str(recipe.get("freeze", "none"))
+    recipe = from_dict(Recipe, config["recipe"])
     return {
-        "strategy": recipe["strategy"],
-        "freeze": freeze,
+        "strategy": recipe.strategy,
+        "freeze": recipe.freeze,
         "reference": config["reference"],
     }
 

@@ -28,10 +28,12 @@ class Suggestion:
 class Observation:
     """A search point that ended in an earlier session.
 
-    ``value`` is its metric after ``iterations``, None if it failed before the first one.
+    ``value`` is its metric after ``iterations``, None if it failed before the first one; ``others``
+    are those of a search with several objectives.
     """
 
     suggestion: Suggestion
     outcome: str
     value: float | None
     iterations: int
+    others: tuple[float, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from mfdiff_core.data.batches import BatchStream
 from mfdiff_core.data.dataset import SliceSet
 from mfdiff_core.data.slices import SliceInfo
 from mfdiff_core.errors import ConfigError, TrainingError
-from mfdiff_core.evaluation.metrics import METRICS, Metrics
+from mfdiff_core.evaluation.metrics import METRICS, Metrics, evaluate_slices
+from mfdiff_core.evaluation.regions import region_bias, simulated_regions, t1_regions
 from mfdiff_core.evaluation.statistics import subject_means
-from mfdiff_core.evaluation.validation import evaluate_model, summarise
+from mfdiff_core.evaluation.validation import restore_slices, summarise
 from mfdiff_core.files import write_bytes, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.training.freezing import merge_lora
@@ -28,11 +30,13 @@ from mfdiff_core.training.loop import Progress, TrainConfig, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start, starting_weights
+from mfdiff_platform.objective import PSNR, Objective
 from mfdiff_platform.picture import restore_middle_slice
 from mfdiff_platform.strip import strip_file, write_strip
 from mfdiff_platform.suggestion import FINAL, LAST
 
 BUNDLE, PICTURE, SUBJECTS = "bundle", "validation.png", "subjects.json"
+SCORE = "score"
 CPU = torch.device("cpu")
 _ARRAYS = ("x_p", "x_m", "x_s", "tissue", "lesions")
 
@@ -80,6 +84,8 @@ class TrialSetting:
         validations: how often a trial validates, evenly over its iterations.
         precision: ``fp32`` or ``bf16``.
         on_gpu: whether a trial was given a share of a GPU.
+        objectives: what is measured beside the usual metrics; the first decides which of a
+            trial's weights are its best.
         facts: what that dataset looks like, kept with the model to know its like by.
     """
 
@@ -92,6 +98,7 @@ class TrialSetting:
     validations: int
     precision: Precision = "fp32"
     on_gpu: bool = False
+    objectives: tuple[Objective, ...] = (PSNR,)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,10 +121,10 @@ def run_trial(
     state = start(model, recipe, pretrained)
     held_out = data.validation.unpack()
     folder = setting.folder / "trials" / f"{number:04d}"
-    validator = _Validator(held_out, folder)
+    validator = _Validator(held_out, folder, setting.objectives)
     best = _carry_out(state, recipe, setting, data, validator, report)
     if not state.best_weights:
-        raise TrainingError("no validation gave a finite PSNR; lower the learning rate")
+        raise TrainingError("no validation gave a finite result; lower the learning rate")
     model.load_state_dict(state.best_weights)
     merge_lora(model)
     provenance = Provenance(
@@ -141,14 +148,23 @@ def run_trial(
 class _Validator:
     """Validates on the held-out slices, and leaves what people want to see of it."""
 
-    def __init__(self, held_out: SliceSet, folder: Path) -> None:
-        self.held_out, self._folder = held_out, folder
+    def __init__(self, held_out: SliceSet, folder: Path, objectives: tuple[Objective, ...]) -> None:
+        self.held_out, self._folder, self._objectives = held_out, folder, objectives
         self._metrics: Metrics | None = None
 
     def __call__(self, model: RestorationModel, step: int) -> dict[str, float]:
-        """Metrics of ``model``; draws one slice."""
-        self._metrics = evaluate_model(model, self.held_out)
+        """Metrics of ``model``, and as ``score`` the deciding one; draws one slice."""
+        started = time.perf_counter()
+        restored = restore_slices(model, self.held_out).x_s[:, 0].cpu()
+        seconds = (time.perf_counter() - started) / len(self.held_out)
+        self._metrics = evaluate_slices(restored, self.held_out.x_s[:, 0].cpu())
         summary = summarise(self._metrics, self.held_out)
+        wanted = {objective.metric for objective in self._objectives}
+        if "slice_seconds" in wanted:
+            summary["slice_seconds"] = seconds
+        if "bias" in wanted:
+            summary["bias"] = regional_bias(restored.numpy(), self.held_out)
+        summary[SCORE] = self._objectives[0].score(summary)
         if math.isfinite(summary["psnr"]):
             write_strip(strip_file(self._folder, step), model, self.held_out)
         return summary
@@ -178,7 +194,7 @@ def _carry_out(
     if recipe.iterations == 0:
         with state.averaged() as model:
             metrics = validator(model, 0)
-        if state.note_validation(metrics["psnr"]):
+        if state.note_validation(metrics.pop(SCORE)):
             validator.note_best()
         report(metrics | {"iterations": 0})
         return metrics
@@ -199,14 +215,15 @@ def _carry_out(
     def validate(model: RestorationModel) -> dict[str, float]:
         return validator(model, state.step)
 
-    for event in train(state, stream, config, validate=validate, anchors=anchors):
+    for event in train(state, stream, config, validate=validate, metric=SCORE, anchors=anchors):
         if isinstance(event, Progress):
             loss = event.loss
         elif isinstance(event, Validated):
+            metrics = {name: value for name, value in event.metrics.items() if name != SCORE}
             if event.is_best:
-                best = event.metrics
+                best = metrics
                 validator.note_best()
-            report(event.metrics | {"loss": loss, "iterations": event.step})
+            report(metrics | {"loss": loss, "iterations": event.step})
     return best
 
 
@@ -224,6 +241,30 @@ def _stream(
     return BatchStream(
         domain, recipe.batch_size, setting.seed, recipe.augment, phantom, share, device
     )
+
+
+def regional_bias(restored: np.ndarray[Any, Any], slices: SliceSet) -> float:
+    """Mean over subjects and regions of a region's absolute relative error of the mean.
+
+    Args:
+        restored: [N, H, W], as the slices' own.
+        slices: what it is compared with; simulated ones have tissue maps, others thirds of T1.
+    """
+    people = [info.subject for info in slices.infos]
+    found: list[float] = []
+    for person in dict.fromkeys(people):
+        rows = np.array([subject == person for subject in people])
+        x_s, x_m = (getattr(slices, name)[rows, 0].cpu().numpy() for name in ("x_s", "x_m"))
+        tissue, lesions = (getattr(slices, name)[rows].cpu().numpy() for name in _ARRAYS[3:])
+        shape = x_s.shape
+        regions = (
+            simulated_regions(tissue.reshape(shape), lesions.reshape(shape))
+            if tissue.any()
+            else t1_regions(x_m, x_s)
+        )
+        biases = [abs(region.mean_bias) for region in region_bias(restored[rows], x_s, regions)]
+        found += [bias for bias in biases if math.isfinite(bias)]
+    return float(np.mean(found)) if found else math.nan
 
 
 def tune_trial(config: dict[str, Any], *, setting: TrialSetting, data: TrialData) -> None:

@@ -38,8 +38,9 @@ FLAGS = {
     "adapt": [
         *["--domain", "--trials", "--name", "--data", "--pretrained", "--model"],
         *["--space", "--setting"],
-        *["--sampler", "--scheduler", "--with-single-stage", "--gpus-per-trial", "--concurrent"],
-        *["--precision", *HOW],
+        *["--recipe", "--warm-start", "--metric", "--mode", "--sampler", "--scheduler"],
+        *["--with-single-stage", "--gpus-per-trial", "--concurrent", "--trial-timeout"],
+        *["--max-failures", "--seeds", "--precision", "--seed", *WHERE],
     ],
     "compare": [
         *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],
@@ -66,6 +67,9 @@ FLAGS = {
     "model compare": ["first", "second", "--data", "--out", *WHERE],
     "model export": ["reference", "--out", *WHERE],
     "model import": ["archive", *WHERE],
+    "study list": WHERE,
+    "study show": ["name", *WHERE],
+    "study resume": ["name", "--trials", "--concurrent", "--max-failures", *WHERE],
     "study export": ["name", "--out", *WHERE],
     "study import": ["archive", *WHERE],
     "study gc": ["--quota-gb", "--dry-run", "--yes", *WHERE],

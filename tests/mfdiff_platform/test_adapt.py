@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,12 +21,14 @@ from mfdiff_core.config import from_dict
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.adapt import Adapted, SearchScale, adapt, trial_data
+from mfdiff_platform.adapt import Adapted, adapt
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.plan import StudyPlan, plan_study
 from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.search import trial_data
+from mfdiff_platform.session import SearchScale
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.study import RESULTS, Study, StudyRequest
 from mfdiff_platform.study_record import EXPERIMENT
@@ -35,7 +38,6 @@ from mfdiff_platform.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# The last reference raises in its worker: there are no phantoms to replay.
 SPACE = """
 parameters:
   strategy: {value: two_stage}
@@ -44,6 +46,9 @@ parameters:
   lr: {low: 1e-4, high: 1e-3, log: true}
   freeze: {choices: [none, lora-2]}
   ema: {value: 0.0}
+"""
+# Raises in its worker: there are no phantoms to replay. A plan would refuse it.
+BROKEN = """
 references:
   - {name: broken, strategy: two_stage, replay: 0.5}
 """
@@ -66,7 +71,7 @@ def request_(
         space_file=space,
         validations=3,
     )
-    return plan_study(Workspace(space.parent), plan)
+    return replace(plan_study(Workspace(space.parent), plan), space=SPACE + BROKEN)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from mfdiff_core.bundle import Bundle
 from mfdiff_core.data.dataset import Dataset
-from mfdiff_platform.adapt import SearchScale, adapt
+from mfdiff_platform.adapt import adapt
 from mfdiff_platform.cli import run
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.plan import StudyPlan, plan_study
@@ -21,6 +21,7 @@ from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.promotion import held_out
 from mfdiff_platform.quickstart import to_volume
 from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.session import SearchScale
 from mfdiff_platform.study_archive import export_study
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import ENVIRONMENT, Workspace

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import pytest
 
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.known import point_of
 from mfdiff_platform.outcome import Outcome, Row
+from mfdiff_platform.recipe_file import RECIPE, read_recipe
 from mfdiff_platform.report import markdown_table, model_card, table_row, write_report
+from mfdiff_platform.search_summary import importance, saving
 from mfdiff_platform.study import PAPER_RECIPE, Study, StudyRequest, claim_study
 
 EVIL = "</td><script src='http://evil.example/x.js'></script>[/b]"
@@ -131,7 +136,7 @@ def test_page_gives_the_winning_recipe_in_full(study: Study) -> None:
 
     written = write_report(study, OUTCOME).read_text()
     (recipe,) = re.findall("<pre>(.*?)</pre>", written, re.S)
-    assert from_dict(Recipe, yaml.safe_load(recipe)) == from_dict(Recipe, POINT)
+    assert from_dict(Recipe, yaml.safe_load(unescape(recipe))["recipe"]) == from_dict(Recipe, POINT)
 
 
 def test_markdown_table_has_a_line_per_row_and_its_definition() -> None:
@@ -158,3 +163,88 @@ def test_row_as_columns_is_what_the_row_says() -> None:
         29.25,
         "28.25 to 30.25",
     )
+
+
+SPACE = """
+parameters:
+  iterations: {value: 90}
+  lr: {low: 1e-4, high: 1e-2, log: true}
+  schedule: {choices: [constant, cosine]}
+  freeze: {choices: [none, encoders]}
+  unfreeze_at: {choices: [1.0, 0.5], when: {freeze: encoders}}
+"""
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Study:
+    """Three references, eight full points whose learning rate decides, two stopped ones."""
+    request = StudyRequest(
+        name="searched",
+        domain="toy",
+        data="",
+        data_fingerprint="",
+        phantom="",
+        pretrained="",
+        pretrained_sha256="",
+        setting="",
+        space=SPACE,
+        metrics=("psnr", "bias"),
+    )
+    study = claim_study(tmp_path / "w/studies/searched", request)
+    for number, (name, recipe) in enumerate(request.references().items()):
+        study.ledger.add({"recipe": to_dict(recipe), "reference": name, "distributions": None})
+        end(study, number, "finished", 25.0 + number, recipe.iterations)
+    for number in range(3, 13):
+        lr = 1e-4 * 10 ** ((number - 3) / 5)
+        drawn: dict[str, Any] = {"iterations": 90, "lr": lr, "schedule": "cosine", "freeze": "none"}
+        if number % 2:
+            drawn |= {"freeze": "encoders", "unfreeze_at": 0.5}
+        point = point_of(request.search_space(), drawn)
+        assert point is not None
+        config = {"recipe": drawn, "reference": "", "distributions": point.distributions}
+        study.ledger.add(config, number)
+        stopped = number > 10
+        state, iterations = ("pruned", 10) if stopped else ("finished", 90)
+        end(study, number, state, 20.0 + number, iterations)
+    return study
+
+
+def end(study: Study, number: int, state: str, psnr: float, iterations: int) -> None:
+    metrics = {"psnr": psnr, "bias": 0.1 + psnr / 100}
+    study.ledger.update(number, state=state, metrics=metrics, iterations=iterations)
+
+
+def test_importance_finds_the_parameter_that_decides(searched: Study) -> None:
+    found = importance(searched)
+    assert max(found, key=lambda name: found[name]) == "lr"
+
+
+def test_page_tells_what_mattered_what_was_saved_and_the_best_compromises(
+    searched: Study,
+) -> None:
+    page = Page(write_report(searched, replace(OUTCOME, best=10)))
+    assert "Importance of each parameter" in page.text
+    assert "Early stopping ended 2 trials" in page.text
+    saved = saving(searched)
+    assert (saved.stopped, saved.done, saved.full) == (2, 10 * 90 + 20, 12 * 90)
+    # Bias grows with PSNR, so no finished trial beats another in both.
+    assert page.text.count("Best compromises") == 1
+    assert [record.number for record in searched.pareto()] == [*range(11)]
+
+
+def test_few_points_have_no_importance(study: Study) -> None:
+    assert importance(study) == {}
+
+
+def test_page_shows_each_subject_and_each_seed(study: Study) -> None:
+    rows = (*OUTCOME.rows[:-1], replace(OUTCOME.rows[-1], seed_psnr=(29.0, 29.5)))
+    text = Page(write_report(study, replace(OUTCOME, rows=rows))).text
+    assert "Per subject" in text
+    assert "29.00, 29.50" in text
+
+
+def test_recipe_beside_the_page_can_be_read_again(study: Study) -> None:
+    write_report(study, OUTCOME)
+    file = read_recipe(study.folder / RECIPE)
+    assert file.recipe == from_dict(Recipe, POINT)
+    assert file.pretrained_sha256 == study.request.pretrained_sha256

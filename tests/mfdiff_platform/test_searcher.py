@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from mfdiff_core.config import to_dict
+from mfdiff_core.config import from_dict, to_dict
 from mfdiff_platform.ledger import Ledger
 from mfdiff_platform.searcher import RecipeSearcher
 from mfdiff_platform.study import Study, StudyRequest, recorded
@@ -51,8 +51,7 @@ def open_searcher(study: Study, trials: int = TRIALS) -> RecipeSearcher:
         numbers=study.unasked(trials),
         seed=study.request.seed,
         sampler=study.request.sampler,
-        metric="psnr",
-        mode="max",
+        objectives=study.objectives,
     )
 
 
@@ -256,4 +255,52 @@ def test_failed_observation_needs_no_value(study: Study) -> None:
 
 
 def test_request_survives_the_disk(tmp_path: Path) -> None:
-    assert StudyRequest(**json.loads(json.dumps(to_dict(request(seed=3))))) == request(seed=3)
+    written = json.loads(json.dumps(to_dict(request(seed=3))))
+    assert from_dict(StudyRequest, written) == request(seed=3)
+
+
+def test_grid_takes_every_strategy_and_freeze_plan_in_turn(tmp_path: Path) -> None:
+    study = Study(tmp_path, request(sampler="grid"))
+    run_to_end(study, 3 + 8)
+    points = recipes(study)[3:]
+    pairs = [(point["strategy"], point.get("freeze")) for point in points]
+    wanted = {("two_stage", f) for f in ("none", "encoders", "fusion")} | {("internal", None)}
+    assert set(pairs[:4]) == set(pairs[4:]) == wanted
+    assert len({point["lr"] for point in points}) == 8
+
+
+def test_no_new_trial_is_suggested_once_too_many_have_failed(study: Study) -> None:
+    searcher = RecipeSearcher(
+        study.request.search_space(),
+        pending=study.pending(),
+        history=(),
+        numbers=study.unasked(TRIALS),
+        seed=0,
+        sampler="tpe",
+        objectives=study.objectives,
+        failures_left=2,
+    )
+    for trial_id in ("a", "b"):
+        assert isinstance(searcher.suggest(trial_id), dict)
+        searcher.on_trial_complete(trial_id, error=True)
+    assert searcher.suggest("c") == Searcher.FINISHED
+
+
+def test_several_objectives_are_searched_and_resumed_alike(tmp_path: Path) -> None:
+    both = request(metrics=("psnr", "bias"))
+    whole, broken = Study(tmp_path / "whole", both), Study(tmp_path / "broken", both)
+
+    def run(study: Study, searcher: RecipeSearcher) -> None:
+        config = searcher.suggest("id")
+        assert isinstance(config, dict)
+        metrics = {"psnr": psnr_of(config["recipe"]), "bias": float(config["recipe"].get("lr", 0))}
+        searcher.on_trial_complete("id", metrics | {"iterations": 90, FINAL: True})
+        study.ledger.add(recorded(config), config["number"])
+        study.ledger.update(config["number"], state="finished", metrics=metrics, iterations=90)
+
+    searcher = open_searcher(whole)
+    for _ in range(TRIALS):
+        run(whole, searcher)
+        run(broken, open_searcher(broken))
+    assert recipes(broken) == recipes(whole)
+    assert searcher._study.directions[1].name == "MINIMIZE"

@@ -60,7 +60,6 @@ def test_claimed_study_is_on_disk(study: Study) -> None:
     [
         ({"seed": 1}, "another seed;"),
         ({"scheduler": "none", "sampler": "random"}, "another sampler, scheduler;"),
-        ({"space": SPACE.replace("1e-3", "2e-3")}, "another space;"),
         ({"data_fingerprint": "e" * 64}, "another data_fingerprint;"),
     ],
 )

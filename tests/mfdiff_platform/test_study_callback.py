@@ -29,7 +29,11 @@ def study(store: TrackingStore) -> Study:
         "setting": "",
     }
     request = StudyRequest(
-        name="leeds", domain="toy", pretrained_sha256="", space="parameters: {}", **fixed
+        name="leeds",
+        domain="toy",
+        pretrained_sha256="",
+        space="parameters: {iterations: {value: 6}}",
+        **fixed,
     )
     return claim_study(store.workspace / "study", request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.objective import read_objectives
 from mfdiff_platform.trial import (
     BUNDLE,
     PICTURE,
     PackedSlices,
     TrialData,
     TrialSetting,
+    regional_bias,
     run_trial,
 )
 
@@ -174,3 +177,24 @@ def test_packed_slices_come_back_as_they_were_without_a_copy(dataset: Dataset) -
     assert unpacked.infos == slices.infos
     assert torch.equal(unpacked.x_s, slices.x_s)
     assert unpacked.x_p.data_ptr() == packed.arrays["x_p"].ctypes.data
+
+
+def test_deciding_metric_chooses_the_weights_and_all_objectives_are_measured(
+    setting: TrialSetting, data: TrialData
+) -> None:
+    reports: Reports = []
+    aims = read_objectives(("uld/nmse", "bias", "slice_seconds"), ())
+    setting = replace(setting, objectives=aims, validations=4)
+    bundle = run_trial(0, RECIPES["two-stage"], setting, data, reports.append)
+    assert bundle.provenance.metrics["uld/nmse"] == min(report["uld/nmse"] for report in reports)
+    assert all(report["slice_seconds"] > 0 and report["bias"] > 0 for report in reports)
+    assert "score" not in reports[0]
+    assert "score" not in bundle.provenance.metrics
+
+
+def test_image_that_is_a_tenth_too_bright_has_a_bias_of_a_tenth(dataset: Dataset) -> None:
+    slices = dataset.part("train")
+    bright = 1.1 * slices.x_s[:, 0].numpy()
+    assert regional_bias(bright, slices) == pytest.approx(0.1, rel=1e-4)
+    without_maps = replace(slices, tissue=torch.zeros_like(slices.tissue))
+    assert regional_bias(bright, without_maps) == pytest.approx(0.1, rel=1e-4)

@@ -18,7 +18,7 @@ VERBS = {
     "data": "check a dataset, and show what is in it",
     "pretrain": "train on phantoms (external stage)",
     "adapt": "search for a site's best recipe (internal stage)",
-    "study": "export and import a study, free disk",
+    "study": "list, show, resume, export and import studies, free disk",
     "compare": "compare models: the paper's tables, or one's own",
     "restore": "restore a scan with a trained model",
     "model": "compare, promote and roll back registered site models",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,10 +14,10 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
 @click.option("--domain", required=True, help="ood1, ood2, ood3 or your site's own name.")
 @click.option(
     "--trials",
-    default=50,
+    default="50",
     show_default=True,
-    type=click.IntRange(min=1),
-    help="Trials in all, the reference recipes included; more trials extend a study.",
+    metavar="N|+N",
+    help="Trials in all, the reference recipes included; +N adds N to a finished study.",
 )
 @click.option("--name", help="Name of the study; the same name resumes.  [default: DOMAIN[-MODEL]]")
 @click.option(
@@ -41,7 +42,33 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
     help="Search space file.  [default: the domain's]",
 )
 @click.option("--setting", default="", help="Only slices of this setting, such as bolus.")
-@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Train the one recipe of this file instead of searching.",
+)
+@click.option("--warm-start", default="", metavar="STUDY", help="Try another study's best first.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="psnr, ssim, nmse, bias, slice_seconds or SETTING/psnr; several give a Pareto table, the"
+    " first one decides.  [default: psnr]",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(["max", "min"]),
+    help="One per metric.  [default: as the metric is better]",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["tpe", "random", "grid"]),
+    default="tpe",
+    show_default=True,
+    help="grid takes every strategy and freeze plan in turn.",
+)
 @click.option(
     "--scheduler",
     type=click.Choice(["asha", "none"]),
@@ -60,23 +87,50 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
 @click.option(
     "--concurrent", type=click.IntRange(min=1), help="Trials at a time.  [default: as many as fit]"
 )
+@click.option(
+    "--trial-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Longest time of a trial.  [default: 5 times the slowest reference]",
+)
+@click.option(
+    "--max-failures",
+    default=10,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Stop when more trials than this have failed.",
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Train each finalist with as many seeds.",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @seed_option
 @common
 def command(
     domain: str,
-    trials: int,
+    trials: str,
     name: str | None,
     data: Path | None,
     pretrained: Path | None,
     system: str | None,
     space: Path | None,
     setting: str,
+    recipe: Path | None,
+    warm_start: str,
+    metrics: tuple[str, ...],
+    modes: tuple[str, ...],
     sampler: str,
     scheduler: str,
     with_single_stage: bool,
     gpus_per_trial: float,
     concurrent: int | None,
+    trial_timeout: float | None,
+    max_failures: int,
+    seeds: int,
     precision: str,
     seed: int,
     workspace: Path | None,
@@ -91,14 +145,20 @@ def command(
     Examples:
       mfdiff-platform adapt --domain ood3 --trials 50
       mfdiff-platform adapt --domain ood3 --setting bolus --name bolus --trials 20
+      mfdiff-platform adapt --domain ood3 --trials +20
+      mfdiff-platform adapt --domain ood3 --metric psnr --metric bias --name both
       mfdiff-platform adapt --domain leeds --data slices/leeds --gpus-per-trial 0.5
     """
-    from mfdiff_platform.adapt import SearchScale, adapt
-    from mfdiff_platform.cli.results import rows_json, rows_text
+    from mfdiff_platform.adapt import adapt
+    from mfdiff_platform.cli.results import adapted_json, adapted_text
     from mfdiff_platform.plan import StudyPlan, plan_study
+    from mfdiff_platform.session import SearchScale
     from mfdiff_platform.workspace import open_workspace
 
     place = open_workspace(workspace)
+    number = trials.removeprefix("+")
+    if not number.isdecimal() or int(number) < 1:
+        raise click.UsageError(f"--trials takes a number such as 50 or +20, got {trials!r}")
     plan = StudyPlan(
         domain=domain,
         name=name or (domain if system in (None, "mfdiff") else f"{domain}-{system}"),
@@ -112,13 +172,22 @@ def command(
         scheduler=scheduler,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
+        recipe_file=recipe,
+        warm_start=warm_start,
+        metrics=metrics or ("psnr",),
+        modes=modes,
     )
-    scale = SearchScale(trials=trials, gpus_per_trial=gpus_per_trial, concurrent=concurrent)
-    adapted = adapt(place, open_store(place), plan_study(place, plan), scale)
-    values = {
-        "rows": rows_json(adapted.outcome),
-        "model": adapted.model,
-        "report": str(adapted.report),
-    }
-    where = f"model   {adapted.model} (candidate)\nreport  {adapted.report}"
-    print_result(values, f"{rows_text(adapted.outcome)}\n\n{where}", as_json)
+    scale = SearchScale(
+        trials=int(number),
+        grow=trials.startswith("+"),
+        gpus_per_trial=gpus_per_trial,
+        concurrent=concurrent,
+        trial_timeout_s=trial_timeout,
+        max_failures=max_failures,
+        seeds=seeds,
+    )
+    request = plan_study(place, plan)
+    if recipe is not None:
+        scale = replace(scale, trials=len(request.references()) + 1, grow=False)
+    adapted = adapt(place, open_store(place), request, scale)
+    print_result(adapted_json(adapted), adapted_text(adapted), as_json)

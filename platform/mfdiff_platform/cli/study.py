@@ -13,13 +13,87 @@ ArchiveFile = click.Path(path_type=Path, dir_okay=False)
 
 @click.group("study")
 def command() -> None:
-    """Studies: take one to another site, bring one in, free their disk.
+    """Studies: see what there is, go on with one, take one to another site, free their disk.
 
     \b
     Examples:
+      mfdiff-platform study list
+      mfdiff-platform study show ood3
+      mfdiff-platform study resume ood3
       mfdiff-platform study export ood3 --out ood3.zip
       mfdiff-platform study import ood3.zip
     """
+
+
+@command.command("list")
+@common
+def list_(workspace: Path | None, as_json: bool) -> None:
+    """One line per study: how far it is, and what it has won.
+
+    \b
+    Example:
+      mfdiff-platform study list
+    """
+    from dataclasses import asdict
+
+    from mfdiff_platform.cli.results import overviews_text
+    from mfdiff_platform.study_overview import overviews
+    from mfdiff_platform.workspace import open_workspace
+
+    found = overviews(open_workspace(workspace).root / "studies")
+    print_result({"studies": [asdict(one) for one in found]}, overviews_text(found), as_json)
+
+
+@command.command("show")
+@click.argument("name")
+@common
+def show(name: str, workspace: Path | None, as_json: bool) -> None:
+    """A study's trials, its table, and where its report is.
+
+    \b
+    Example:
+      mfdiff-platform study show ood3
+    """
+    from mfdiff_platform.cli.results import study_json, study_text
+    from mfdiff_platform.study import load_study
+    from mfdiff_platform.workspace import open_workspace
+
+    study = load_study(open_workspace(workspace).study(name))
+    print_result(study_json(study), study_text(study), as_json)
+
+
+@command.command("resume")
+@click.argument("name")
+@click.option("--trials", type=click.IntRange(min=1), help="In all.  [default: as asked for last]")
+@click.option("--concurrent", type=click.IntRange(min=1), help="Trials at a time.")
+@click.option("--max-failures", type=click.IntRange(min=0), help="Stop when more have failed.")
+@common
+def resume(
+    name: str,
+    trials: int | None,
+    concurrent: int | None,
+    max_failures: int | None,
+    workspace: Path | None,
+    as_json: bool,
+) -> None:
+    """Go on with a study, with all that its last command was given.
+
+    \b
+    Examples:
+      mfdiff-platform study resume ood3
+      mfdiff-platform study resume ood3 --trials 80
+    """
+    from mfdiff_platform.adapt import resume_study
+    from mfdiff_platform.cli.results import adapted_json, adapted_text
+    from mfdiff_platform.study import load_study
+    from mfdiff_platform.workspace import open_workspace
+
+    place = open_workspace(workspace)
+    study = load_study(place.study(name))
+    given = {"trials": trials, "concurrent": concurrent, "max_failures": max_failures}
+    changes = {what: value for what, value in given.items() if value is not None}
+    adapted = resume_study(study, open_store(place), changes)
+    print_result(adapted_json(adapted), adapted_text(adapted), as_json)
 
 
 @command.command("export")

@@ -1,0 +1,121 @@
+"""Children of studies, warm starts: what may be taken over, and as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from mfdiff_platform.known import best_points, point_of
+from mfdiff_platform.search_space import parse
+from mfdiff_platform.searcher import RecipeSearcher
+from mfdiff_platform.study import Study, StudyRequest, claim_study, load_study
+
+SPACE = """
+parameters:
+  iterations: {value: 30}
+  lr: {low: 1e-4, high: 1e-3, log: true}
+  schedule: {choices: [constant, cosine]}
+"""
+WIDER = SPACE.replace("1e-3", "1e-2")
+
+
+def request(**changes: Any) -> StudyRequest:
+    fixed = {"data": "", "data_fingerprint": "", "phantom": "", "pretrained": "", "setting": ""}
+    values = {"name": "s", "domain": "toy", "pretrained_sha256": "", "space": SPACE, **fixed}
+    return StudyRequest(**{**values, **changes})
+
+
+def run(study: Study, number: int, lr: float, psnr: float, state: str = "finished") -> None:
+    recipe = {"iterations": 30, "lr": lr, "schedule": "cosine"}
+    point = point_of(parse(SPACE), recipe)
+    assert point is not None
+    config = {"recipe": recipe, "reference": "", "distributions": point.distributions}
+    study.ledger.add(config, number)
+    iterations = 30 if state == "finished" else 10
+    study.ledger.update(number, state=state, metrics={"psnr": psnr}, iterations=iterations)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Three points: the best, a stopped one, another."""
+    study = claim_study(tmp_path / "w/studies/s", request())
+    for number, (lr, psnr, state) in enumerate(
+        [(2e-4, 30.0, "finished"), (3e-4, 20.0, "pruned"), (4e-4, 29.0, "finished")], start=3
+    ):
+        run(study, number, lr, psnr, state)
+    return study
+
+
+def test_changed_space_starts_a_child_that_knows_the_old_points(study: Study) -> None:
+    child = claim_study(study.folder, request(space=WIDER))
+    assert (child.request.name, child.request.parent) == ("s-2", "s")
+    told = [(o.suggestion.number, o.outcome, o.value) for o in child.history()]
+    assert told == [(-2, "pruned", 20.0), (-1, "finished", 29.0)]
+    (best,) = child.known.points
+    assert best.recipe["lr"] == 2e-4
+    assert [s.number for s in child.first()] == [0, 1, 2, 3]
+    assert load_study(study.folder).request == request()
+
+
+def test_same_changed_space_resumes_the_child(study: Study) -> None:
+    child = claim_study(study.folder, request(space=WIDER))
+    assert claim_study(study.folder, request(space=WIDER)).folder == child.folder
+    assert claim_study(study.folder, request()).folder == study.folder
+
+
+def test_space_changed_again_starts_a_child_of_the_child(study: Study) -> None:
+    claim_study(study.folder, request(space=WIDER))
+    widest = claim_study(study.folder, request(space=SPACE.replace("1e-3", "1e-1")))
+    assert (widest.request.name, widest.request.parent) == ("s-3", "s-2")
+    # What the child itself took over is passed on; its own point was never tried.
+    assert [o.value for o in widest.known.observations] == [20.0, 29.0]
+
+
+def test_searcher_of_a_child_models_the_old_points(study: Study) -> None:
+    child = claim_study(study.folder, request(space=WIDER))
+    searcher = RecipeSearcher(
+        child.request.search_space(),
+        pending=child.pending(),
+        history=child.history(),
+        numbers=child.unasked(9),
+        seed=0,
+        sampler="tpe",
+        objectives=child.objectives,
+    )
+    states = [trial.state for trial in searcher._study.trials]
+    assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.RUNNING]
+
+
+@pytest.mark.parametrize(
+    ("space", "outcomes"),
+    [
+        (SPACE.replace("30", "60"), ["pruned", "pruned"]),  # what was whole is now half a trial
+        (SPACE.replace("30", "20"), ["pruned"]),  # the stopped one reached 10, the others 30
+        (SPACE.replace("1e-4", "3.5e-4"), []),  # only the best of what is left, tried again
+        (SPACE.replace("constant, cosine", "constant, linear"), []),
+    ],
+)
+def test_only_what_the_new_space_can_express_is_taken_over(
+    study: Study, space: str, outcomes: list[str]
+) -> None:
+    child = claim_study(study.folder, request(space=space))
+    assert [o.outcome for o in child.known.observations] == outcomes
+
+
+def test_recipe_with_settings_that_the_space_lacks_is_no_point_of_it() -> None:
+    space = parse(SPACE)
+    inside = {"iterations": 500, "lr": 2e-4, "schedule": "constant"}
+    point = point_of(space, inside)
+    assert point is not None
+    assert point.recipe["iterations"] == 30
+    assert set(point.distributions or {}) == {"lr", "schedule"}
+    assert point_of(space, {**inside, "l2sp": 0.1}) is None
+    assert point_of(space, {**inside, "lr": 0.5}) is None
+
+
+def test_best_points_of_another_study_come_best_first(study: Study) -> None:
+    found = best_points(study, parse(WIDER), 3)
+    assert [point.recipe["lr"] for point in found] == [2e-4, 4e-4]
