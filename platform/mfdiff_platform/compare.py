@@ -24,6 +24,7 @@ from mfdiff_platform.compare_plan import PHANTOM, CompareScale, Comparison, Meth
 from mfdiff_platform.compare_restoration import Restoration, filtered, restored_by
 from mfdiff_platform.compare_slices import by_setting, evenly
 from mfdiff_platform.compare_training import Arm, Trained, trained
+from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.tracking import TrackingStore
@@ -75,6 +76,8 @@ def compare(
     """
     slices = _open(workspace, comparison, data, phantom)
     arms = {m.label: _arm(m, scale, slices, comparison.domain) for m in comparison.methods}
+    for arm in arms.values():
+        check_image_size(slices.domain, arm.model)
     setting = comparison.setting or None
     test = evenly(slices.domain.part("test", setting), scale.test_slices)
     folder = workspace.comparison(_name(comparison, scale))

@@ -140,6 +140,14 @@ def test_arms_of_tables_6_and_7_differ_in_their_stages_alone(
     assert second["parent"]
 
 
+def test_networks_of_another_size_are_refused_before_anything_is_done(
+    workspace: Workspace, store: TrackingStore
+) -> None:
+    with pytest.raises(ConfigError, match="slices of 32x32 pixels, the model takes 128x128"):
+        compare(workspace, store, own(["m-unet"], "phantom", 1), scale(size="small"))
+    assert not (workspace.root / "comparisons").exists()
+
+
 def few_steps(name: str, system: str = "mfdiff") -> Any:
     """Presets with the paper's thousand steps cut to twenty."""
     config = preset(name, system)
