@@ -19,13 +19,18 @@ def write_result(path: Path, figures: Mapping[str, Any]) -> None:
     """Write ``figures`` and their circumstances to ``path`` as JSON."""
     names = ("torch", "numpy", "scipy", "pyarrow", "scikit-image")
     circumstances = {
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *_arguments()]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {_processor()}",
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
     }
     write_json(path, {"figures": dict(figures), **circumstances})
+
+
+def _arguments() -> list[str]:
+    """The command's own; of absolute paths only the last part, the rest is this machine's."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
 
 
 def _git(*arguments: str) -> str:
