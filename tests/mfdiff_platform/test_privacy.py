@@ -91,8 +91,8 @@ def test_a_planted_patient_is_found_nowhere(
     plan = StudyPlan(
         domain="toy", data=hospital / "slices", pretrained=Path(bundle), space_file=space
     )
-    request = replace(plan_study(place, plan), space=SPACE + BROKEN)
-    adapt(place, store, request, SearchScale(trials=4, concurrent=1))
+    asked = replace(plan_study(place, plan), space=SPACE + BROKEN)
+    adapt(place, store, asked, SearchScale(trials=4, concurrent=1))
 
     models = SiteModels(store)
     assert len(held_out(place, models.show("mfdiff-toy@candidate"))) == 4
