@@ -68,7 +68,7 @@ def torment(arguments: argparse.Namespace) -> dict[str, Any]:
     workspace = copy_of(arguments, "killed")
     ledger = Ledger(workspace.study("tormented") / TRIALS)
     draws, moments = rng(arguments.seed, "kills"), []
-    before: dict[int, Any] = {}
+    before: dict[int, str] = {}
     changed = 0
     for kill in range(arguments.kills):
         process = begin(arguments, workspace)
@@ -79,13 +79,12 @@ def torment(arguments: argparse.Namespace) -> dict[str, Any]:
         moments.append(len(ledger.ended()) if ledger.folder.is_dir() else 0)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        ended = {record.number: record for record in ledger.ended()}
-        changed += sum(ended.get(number) != record for number, record in before.items())
-        before = ended
+        changed += differing(ledger, before)
+        before = ended_records(ledger)
     process = begin(arguments, workspace)
     code = process.wait()
     records = list(ledger)
-    changed += sum(ledger[number] != record for number, record in before.items())
+    changed += differing(ledger, before)
     return {
         "exit_code": code,
         "ended_trials_at_each_kill": moments,
@@ -95,6 +94,18 @@ def torment(arguments: argparse.Namespace) -> dict[str, Any]:
         "alike": len(records) - len({record.key for record in records}),
         **count_runs(workspace, arguments.trials),
     }
+
+
+def ended_records(ledger: Ledger) -> dict[int, str]:
+    """Records of trials that have ended, as they stand on disk."""
+    numbers = [record.number for record in ledger.ended()] if ledger.folder.is_dir() else []
+    return {number: (ledger.folder / f"{number:04d}.json").read_text() for number in numbers}
+
+
+def differing(ledger: Ledger, before: dict[int, str]) -> int:
+    """How many ended trials are not what they were."""
+    now = ended_records(ledger)
+    return sum(now.get(number) != text for number, text in before.items())
 
 
 def count_runs(workspace: Workspace, trials: int) -> dict[str, int]:
