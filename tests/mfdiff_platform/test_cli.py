@@ -57,7 +57,7 @@ def refused(code: int, words: str, arguments: list[str], output: Output) -> str:
         (2, "Missing option '--domain'", "simulate"),
         (2, "unknown domain 'ood9'; simulated are phantom, ood1", "simulate --domain ood9"),
         (2, "domain name '../x'", "adapt --domain ../x"),
-        (2, "no pretrained model .*`mfdiff-platform pretrain`", "adapt --domain toy"),
+        (2, "no pretrained mfdiff model .*`mfdiff-platform pretrain`", "adapt --domain toy"),
         (2, "--gpus or --cpus", "pretrain --gpus 1 --cpus 1"),
         (2, "unknown preset 'huge'; valid presets are tiny", "pretrain --preset huge"),
         (2, "train.optim.rate: unknown key", "pretrain --set train.optim.rate=1"),

@@ -48,14 +48,16 @@ def test_each_model_finds_its_own_pretraining(workspace: Workspace) -> None:
 
 
 def test_study_adapts_the_model_that_was_asked_for(workspace: Workspace) -> None:
-    request = plan_study(workspace, StudyPlan(domain="toy", system="m-unet"))
+    plan = StudyPlan(domain="toy", phantom=workspace.dataset("toy"), system="m-unet")
+    request = plan_study(workspace, plan)
     assert load_bundle(Path(request.pretrained)).config.system == "m-unet"
 
 
 def test_pretrained_bundle_of_another_model_is_refused(
     workspace: Workspace, regression: Bundle
 ) -> None:
-    plan = StudyPlan(domain="toy", pretrained=regression.folder, system="csrd")
+    phantom = workspace.dataset("toy")
+    plan = StudyPlan(domain="toy", phantom=phantom, pretrained=regression.folder, system="csrd")
     with pytest.raises(ConfigError, match="is a m-unet model, --model says csrd"):
         plan_study(workspace, plan)
     assert plan_study(workspace, dataclasses.replace(plan, system=None)).pretrained == str(
