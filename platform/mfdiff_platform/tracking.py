@@ -17,6 +17,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.errors import ConfigError, MfdiffError
+from mfdiff_platform.durable import locked
 from mfdiff_platform.errors import TrackingError
 from mfdiff_platform.names import check_key, check_name
 from mfdiff_platform.run import Run, RunSpec, clean_tags, now_ms
@@ -35,6 +36,7 @@ __all__ = ["Run", "TrackingError", "TrackingStore", "ui_command", "ui_link"]
 KEY_TAG = "mfdiff.key"
 
 _ANSWER_S = 10.0
+_CREATING = "creating.lock"
 _STATE = ("workspace", "address", "spool", "_retry_after_s")
 # The store understood the call and will never accept it; anything else may pass later.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
@@ -230,15 +232,18 @@ class TrackingStore:
 
     def _writer(self, spec: RunSpec) -> RunWriter:
         if spec.slug not in self._writers:
-            found = self._find(spec.experiment, spec.key)
-            run_id = found.info.run_id if found else self._new_run(spec)
+            parent_id = self.run_id(spec.parent) if spec.parent else None
+            # Whoever flushes may deliver this run's calls at the same moment: one creates it.
+            with locked(self.spool.folder / _CREATING):
+                found = self._find(spec.experiment, spec.key)
+                run_id = found.info.run_id if found else self._new_run(spec, parent_id)
             self._writers[spec.slug] = RunWriter(self.client, run_id, is_new=found is None)
         return self._writers[spec.slug]
 
-    def _new_run(self, spec: RunSpec) -> str:
+    def _new_run(self, spec: RunSpec, parent_id: str | None) -> str:
         tags = {**spec.tags, KEY_TAG: spec.key, "state": "running"}
-        if spec.parent:
-            tags["mlflow.parentRunId"] = self.run_id(spec.parent)
+        if parent_id:
+            tags["mlflow.parentRunId"] = parent_id
         experiment_id = self.get_or_create_experiment(spec.experiment)
         made = self.client.create_run(experiment_id, spec.start_ms, tags, spec.name)
         return str(made.info.run_id)

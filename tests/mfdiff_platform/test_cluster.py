@@ -148,7 +148,7 @@ def test_cluster_whose_cpus_are_taken_is_told_apart_from_one_that_is_too_small(
     import ray
 
     taken = ray.remote(num_cpus=3)(_work).remote(30)
-    while ray_cluster.free.holds(Resources(cpus=3)):
+    while ray_cluster.free.holds(Resources(cpus=1)):
         time.sleep(0.05)
     try:
         with pytest.raises(ResourceError, match=r"of 3 CPUs only 0 CPUs are free; .* --wait"):

@@ -674,6 +674,23 @@ def test_a_server_that_goes_down_and_comes_back_misses_nothing(
         assert remote.spool.count() == 0
 
 
+def test_a_key_asked_for_by_many_at_once_is_one_run(
+    store: TrackingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Creating is slowed down, so that all would look before the first has created."""
+    create = TrackingStore._new_run
+
+    def slow(self: TrackingStore, *spec: Any) -> str:
+        time.sleep(0.3)
+        return create(self, *spec)
+
+    monkeypatch.setattr(TrackingStore, "_new_run", slow)
+    stores = [TrackingStore(store.workspace) for _ in range(3)]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(lambda own: own.find_or_create("studies", "same"), stores))
+    assert len(all_runs(store)) == 1
+
+
 @pytest.mark.slow
 def test_sixteen_processes_share_a_fresh_database(tmp_path: Path) -> None:
     code = (
