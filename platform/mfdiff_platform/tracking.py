@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ __all__ = ["Run", "TrackingError", "TrackingStore", "ui_command", "ui_link"]
 KEY_TAG = "mfdiff.key"
 
 _ANSWER_S = 10.0
-_CREATING = "creating.lock"
+_TURN = "mlflow.turn"
 _STATE = ("workspace", "address", "spool", "_retry_after_s")
 # The store understood the call and will never accept it; anything else may pass later.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
@@ -73,6 +74,7 @@ class TrackingStore:
         self._resting_until = 0.0
         self._is_away = False
         self._one_at_a_time = RLock()  # the driver's event thread writes too
+        self._has_turn = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: vars(self)[name] for name in _STATE}
@@ -228,13 +230,33 @@ class TrackingStore:
 
     def run_id(self, spec: RunSpec) -> str:
         """MLflow's id of the run; the run is created when it is not there yet."""
-        return self._writer(spec).run_id
+        with self._one_at_a_time:
+            return self._writer(spec).run_id
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep the other processes of this workspace from writing until the block is done.
+
+        Processes that write to one SQLite file together wait for each other by polling, and the
+        unlucky one gives up; here each takes its turn, in order.
+        """
+        if self._has_turn:
+            yield
+            return
+        database = self.address.database
+        folder = database.parent if database else self.spool.folder
+        with locked(folder / _TURN):
+            self._has_turn = True
+            try:
+                yield
+            finally:
+                self._has_turn = False
 
     def _writer(self, spec: RunSpec) -> RunWriter:
         if spec.slug not in self._writers:
-            parent_id = self.run_id(spec.parent) if spec.parent else None
             # Whoever flushes may deliver this run's calls at the same moment: one creates it.
-            with locked(self.spool.folder / _CREATING):
+            with self._turn():
+                parent_id = self.run_id(spec.parent) if spec.parent else None
                 found = self._find(spec.experiment, spec.key)
                 run_id = found.info.run_id if found else self._new_run(spec, parent_id)
             self._writers[spec.slug] = RunWriter(self.client, run_id, is_new=found is None)
@@ -287,7 +309,8 @@ class TrackingStore:
 
         self.address.knock()
         try:
-            self._writer(spec).apply(operation)
+            with self._turn() if self.address.database else nullcontext():
+                self._writer(spec).apply(operation)
             self._is_away = False
         except MlflowException as fault:
             if fault.error_code not in _REFUSALS:

@@ -693,9 +693,13 @@ def test_a_key_asked_for_by_many_at_once_is_one_run(
 
 @pytest.mark.slow
 def test_sixteen_processes_share_a_fresh_database(tmp_path: Path) -> None:
+    """SQLite's own patience is cut to 25 ms, as if the disk were a thousand times slower."""
     code = (
-        "import sys\nfrom pathlib import Path\n"
+        "import sys\nfrom pathlib import Path\nfrom types import SimpleNamespace\n"
+        "from mlflow.store.db import utils\nfrom sqlalchemy import text\n"
         "from mfdiff_platform.tracking import TrackingStore\n"
+        "assert '20000' in Path(utils.__file__).read_text()\n"
+        "utils.sql = SimpleNamespace(text=lambda q: text(q.replace('20000', '25')))\n"
         "run = TrackingStore(Path(sys.argv[1])).find_or_create('studies', sys.argv[2])\n"
         "[run.log_metrics({'psnr': step}, step) for step in range(20)]\n"
         "run.finish('finished')\n"
