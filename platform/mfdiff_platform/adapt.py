@@ -6,6 +6,7 @@ The test subjects are opened once, at the end, for the references and the best t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from mfdiff_platform.outcome import Outcome, conclude
 from mfdiff_platform.progress import say
 from mfdiff_platform.repeats import repeat_finalists
 from mfdiff_platform.report import write_report
-from mfdiff_platform.search import Trainable, search
+from mfdiff_platform.search import TUNE_STATE, Trainable, search
 from mfdiff_platform.session import SearchScale, last_session, session
 from mfdiff_platform.study import REQUEST, Study, StudyRequest, claim_study, load_study
 from mfdiff_platform.study_record import log_outcome, open_study_run, register_best
@@ -127,7 +128,10 @@ def _carry_out(
 ) -> Adapted:
     run = open_study_run(study, store, dataset)
     with run.watched():
-        search(study, store, run, scale, dataset, trainable)
+        try:
+            search(study, store, run, scale, dataset, trainable)
+        finally:  # the ledger is all that a resume needs, and Ray's state tells where the data lie
+            shutil.rmtree(study.folder / TUNE_STATE, ignore_errors=True)
         outcome = conclude(study, repeat_finalists(study, scale, dataset))
         report = write_report(study, outcome)
         version = register_best(study, outcome, store)

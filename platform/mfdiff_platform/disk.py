@@ -17,6 +17,7 @@ from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.model_files import WEIGHTS_TAG
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.run import run_of
+from mfdiff_platform.search import TUNE_STATE
 from mfdiff_platform.study import REQUEST, RESULTS, TRIALS, Study, load_study
 from mfdiff_platform.study_record import EXPERIMENT, trial_key
 from mfdiff_platform.tracking import TrackingStore
@@ -96,7 +97,7 @@ def clean_up(store: TrackingStore, plan: DiskPlan) -> None:
 def _copies(workspace: Workspace) -> Iterator[Dispensable]:
     """What can be had again: Ray's own state, pictures that MLflow has, fetched models."""
     for study in _concluded(workspace):
-        yield from _item(study.folder / "tune", "Ray's state of a study that has ended")
+        yield from _item(study.folder / TUNE_STATE, "Ray's state of a study that has ended")
         for record in study.ledger.ended():
             pictures = study.folder / TRIALS / f"{record.number:04d}" / "validations"
             yield from _item(pictures, "pictures that MLflow has")

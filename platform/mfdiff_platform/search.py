@@ -18,6 +18,9 @@ from mfdiff_platform.study import Study
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
 
+TUNE_STATE = "tune"
+"""Folder in a study's for what Ray Tune writes down."""
+
 Trainable = Callable[..., None]
 """Takes Tune's config, a `TrialSetting` and `TrialData`; reports to Tune."""
 
@@ -190,7 +193,7 @@ def build_tuner(
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=TUNE_STATE,
             storage_path=str(study.folder),
             callbacks=list(callbacks),
             verbose=0,

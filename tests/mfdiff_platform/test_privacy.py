@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,15 +45,30 @@ references:
 
 
 def found_in(folder: Path) -> list[str]:
-    """Files below ``folder`` that hold or are named after what was planted; any encoding."""
-    needles = [text.encode(code) for text in PLANTED for code in ("utf-8", "utf-16-le")]
+    """Files below ``folder`` that hold or are named after what was planted, archives unpacked."""
     hits = []
     for path in folder.rglob("*"):
         if any(text in path.name for text in PLANTED):
             hits.append(f"name of {path}")
-        elif path.is_file() and any(needle in path.read_bytes() for needle in needles):
-            hits.append(str(path))
+        elif path.is_file():
+            hits += [f"{path}: {name}" for name, data in contents(path) if tells(data)]
     return hits
+
+
+def tells(data: bytes) -> bool:
+    """Whether ``data`` holds what was planted, in any encoding."""
+    return any(text.encode(code) in data for text in PLANTED for code in ("utf-8", "utf-16-le"))
+
+
+def contents(path: Path) -> list[tuple[str, bytes]]:
+    """A file's bytes, those of a compressed one's members, and the members' names."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            return [("names", "\n".join(names).encode())] + [(n, archive.read(n)) for n in names]
+    if path.suffix == ".gz":
+        return [("unpacked", gzip.decompress(path.read_bytes()))]
+    return [("", path.read_bytes())]
 
 
 @pytest.fixture
@@ -113,8 +130,16 @@ def test_a_planted_patient_is_found_nowhere(
     local = json.loads(request.read_text())
     assert local["data"] == str(hospital / "slices")  # the workspace itself knows the way
     request.unlink()
-    shutil.rmtree(request.parent / "tune")  # Ray's own state, which holds the same request
     assert found_in(place.root) == []
+    assert list(ray_session().iterdir())
+    assert found_in(ray_session()) == []
+
+
+def ray_session() -> Path:
+    """Where the running Ray writes its logs and whatever else."""
+    import ray
+
+    return Path(ray._private.worker._global_node.get_session_dir_path())
 
 
 @pytest.mark.parametrize(
