@@ -9,7 +9,7 @@ from mfdiff_core.data.image_checks import without_negatives
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.faults import fault
 from mfdiff_core.scans.dicom import DicomSeries, check_units, only
-from mfdiff_core.scans.dose import Dose, decay, injected_dose
+from mfdiff_core.scans.dose import Dose, decay, injected_dose, tracer_name
 from mfdiff_core.scans.dynamic import DynamicPet
 from mfdiff_core.scans.pairing import PairedScan, pair
 from mfdiff_core.scans.pairing_config import PairingConfig
@@ -79,7 +79,8 @@ def open_dynamic(series: DicomSeries) -> DynamicPet:
     starts = tuple((clock - known[0]) % 86_400 for clock in known)
     frames = in_order([Timing(starts, tuple(durations))], series.where)
     dose = injected_dose(facts, series.where)
-    return DynamicPet((series,), frames, decay(facts), dose, unit, series.where)
+    tracer = tracer_name(facts["TracerName"])
+    return DynamicPet((series,), frames, decay(facts), dose, unit, series.where, tracer=tracer)
 
 
 def _static(pets: Sequence[DicomSeries], t1: DicomSeries, config: PairingConfig) -> PairedScan:
@@ -112,7 +113,8 @@ def _paired(
             raise fault("grids-differ", short[setting].where, other=long.where, detail=detail)
     notes = tuple(note for image in (spet, *lpets.values()) for note in image.notes)
     mbq, source = (dose.mbq, dose.source) if dose else (float("nan"), "")
-    return PairedScan(spet, lpets, mr, mbq, source, notes=notes)
+    tracer = tracer_name(_facts(long)["TracerName"])
+    return PairedScan(spet, lpets, mr, mbq, source, notes=notes, tracer=tracer)
 
 
 def _facts(series: DicomSeries) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def _facts(series: DicomSeries) -> dict[str, Any]:
     return {
         "RadionuclideTotalDose": drugs[0].get("RadionuclideTotalDose"),
         "RadionuclideHalfLife": drugs[0].get("RadionuclideHalfLife"),
+        "TracerName": drugs[0].get("Radiopharmaceutical"),
         "ImageDecayCorrected": series.first.get("DecayCorrection") != "NONE",
     }
 

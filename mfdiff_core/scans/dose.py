@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from mfdiff_core.scans.frames import Decay
 PLAUSIBLE_MBQ = (1.0, 2000.0)
 _IN_MBQ = {"bq": 1e-6, "kbq": 1e-3, "mbq": 1.0}
 _AGREE = 0.01
+_LONGEST_TRACER = 60
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ def decay(sidecar: Mapping[str, Any]) -> Decay:
 def image_unit(sidecar: Mapping[str, Any]) -> str:
     """Unit of the voxels, under the key of today or of yesterday; empty if it is not stated."""
     return str(sidecar.get("Units") or sidecar.get("Unit") or "")
+
+
+def tracer_name(stated: Any) -> str:
+    """The tracer as the files name it, in letters that fit a model card; empty if unknown."""
+    return " ".join(re.sub(r"[^\w\[\]()^+., -]", " ", str(stated or "")).split())[:_LONGEST_TRACER]
 
 
 def _typed(sidecar: Mapping[str, Any]) -> float | None:

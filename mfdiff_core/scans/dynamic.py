@@ -13,7 +13,7 @@ from mfdiff_core.data.nifti import Frames, open_frames
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.faults import fault
 from mfdiff_core.scans.bids import BidsScan, sidecar
-from mfdiff_core.scans.dose import Dose, decay, image_unit, injected_dose
+from mfdiff_core.scans.dose import Dose, decay, image_unit, injected_dose, tracer_name
 from mfdiff_core.scans.frames import Decay, FrameMean
 from mfdiff_core.scans.timing import (
     Frame,
@@ -63,6 +63,7 @@ class DynamicPet:
         unit: of the voxels, empty if unknown.
         where: name for messages.
         notes: what was mended or chosen.
+        tracer: as the files name it, empty if unknown.
     """
 
     sources: tuple[FrameSource, ...]
@@ -72,6 +73,7 @@ class DynamicPet:
     unit: str
     where: str
     notes: tuple[str, ...] = ()
+    tracer: str = ""
 
     @property
     def num_images(self) -> int:
@@ -129,7 +131,8 @@ def open_bids_pet(scan: BidsScan) -> DynamicPet:
     frames, notes = _frames(sources, sidecars, where)
     notes = (*scan.notes, *notes, *(dose.notes if dose else ()))
     unit = image_unit(sidecars[0])
-    return DynamicPet(sources, frames, decay(sidecars[0]), dose, unit, where, notes)
+    tracer = tracer_name(sidecars[0].get("TracerName"))
+    return DynamicPet(sources, frames, decay(sidecars[0]), dose, unit, where, notes, tracer)
 
 
 def check_same_grid(sources: Sequence[Frames]) -> None:

@@ -37,6 +37,7 @@ class PairedScan:
         dose_source: where the dose was found.
         frames: all frames of the PET; ``used`` are those of each image by name.
         notes: what a physicist should know.
+        tracer: as the files name it, empty if unknown.
     """
 
     spet: Volume
@@ -47,6 +48,7 @@ class PairedScan:
     frames: tuple[Frame, ...] = ()
     used: Mapping[str, tuple[Frame, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tracer: str = ""
 
 
 def pair(
@@ -84,6 +86,7 @@ def pair(
         frames=pet.frames,
         used=used,
         notes=notes,
+        tracer=pet.tracer,
     )
 
 

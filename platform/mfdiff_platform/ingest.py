@@ -163,6 +163,7 @@ def _facts(scan: PairedScan, motion: Registration | None) -> dict[str, Any]:
     return {
         "dose_mbq": scan.dose_mbq if scan.dose_source else None,
         "dose_source": scan.dose_source,
+        "tracer": scan.tracer,
         "settings": list(scan.lpets),
         "windows_s": {n: [used[0].start_s, used[-1].end_s] for n, used in scan.used.items()},
         "num_frames": {name: len(frames) for name, frames in scan.used.items()},

@@ -16,6 +16,9 @@ from mfdiff_platform.cluster import versions
 from mfdiff_platform.errors import ResourceError
 
 ANSWER_S = 8.0
+"""Patience before a run, which must refuse within ten seconds."""
+CHECK_S = 60.0
+"""Patience of `cluster check`; a busy node takes its time to start a worker."""
 COMPARED = ("python", "torch", "ray", "mfdiff-platform")
 
 
@@ -51,7 +54,7 @@ def report_nodes() -> list[NodeReport]:
     ours = versions()
     alive = _alive()
     reports = []
-    for node, answer in zip(alive, _ask_each(alive, _describe), strict=True):
+    for node, answer in zip(alive, _ask_each(alive, CHECK_S, _describe), strict=True):
         known = not isinstance(answer, Exception)
         theirs = answer["versions"] if known else {}
         resources = node["Resources"]
@@ -81,7 +84,7 @@ def check_shared(folder: Path, data: Path) -> None:
     probe, word = folder / f".probe-{uuid.uuid4().hex}", uuid.uuid4().hex
     write_bytes(probe, word.encode())
     try:
-        answers = _ask_each(alive, _look, str(probe), str(data))
+        answers = _ask_each(alive, ANSWER_S, _look, str(probe), str(data))
     finally:
         probe.unlink(missing_ok=True)
     ours = load_manifest(data).fingerprint
@@ -109,7 +112,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _ask_each(
-    nodes: list[dict[str, Any]], question: Callable[..., Any], *arguments: Any
+    nodes: list[dict[str, Any]], patience_s: float, question: Callable[..., Any], *arguments: Any
 ) -> list[Any]:
     """The answer of each node, or the exception it gave instead."""
     import ray
@@ -123,19 +126,18 @@ def _ask_each(
         ).remote(*arguments)
         for node in nodes
     ]
-    ready, _ = ray.wait(pending, num_returns=len(pending), timeout=ANSWER_S)
+    ready, _ = ray.wait(pending, num_returns=len(pending), timeout=patience_s)
     answers: list[Any] = []
     for reference in pending:
         try:
-            answers.append(ray.get(reference) if reference in ready else TimeoutError())
+            late = TimeoutError(f"no answer within {patience_s:g} s")
+            answers.append(ray.get(reference) if reference in ready else late)
         except ray.exceptions.RayError as fault:
             answers.append(getattr(fault, "cause", None) or fault)
     return answers
 
 
 def _words(fault: Exception) -> str:
-    if isinstance(fault, TimeoutError):
-        return f"no answer within {ANSWER_S:g} s"
     return (str(fault).strip() or type(fault).__name__).splitlines()[-1]
 
 

@@ -91,14 +91,14 @@ def share_batch(request: PretrainRequest, workers: int) -> BatchShare:
             " choose a multiple"
         )
     limit = request.micro_batch or rows
-    passes = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= limit)
+    asked = min(request.train.accumulate, rows)
+    passes = next(n for n in range(asked, rows + 1) if rows % n == 0 and rows // n <= limit)
     return BatchShare(workers, rows // passes, passes)
 
 
 def train_config(request: PretrainRequest, workers: int) -> TrainConfig:
     """The request's training, its passes per step set for ``workers``."""
-    passes = share_batch(request, workers).accumulate
-    return override(request.train, {"accumulate": passes}) if passes > 1 else request.train
+    return override(request.train, {"accumulate": share_batch(request, workers).accumulate})
 
 
 @overload

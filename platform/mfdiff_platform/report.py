@@ -9,12 +9,11 @@ from typing import Any
 import yaml
 
 from mfdiff_core.config import from_dict, to_dict
-from mfdiff_core.data.manifest import load_manifest
-from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.charts import best_so_far_chart, methods_chart
 from mfdiff_core.evaluation.statistics import Estimate
 from mfdiff_core.files import write_bytes
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.data_facts import data_facts
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
 from mfdiff_platform.page import figure, page
@@ -35,8 +34,6 @@ STAND_INS = ("ood1", "ood2", "ood3")
 STAND_IN_NOTICE = (
     "ood1, ood2 and ood3 made by `simulate` are stand-ins: simulated, not measured on a scanner."
 )
-
-_ORIGIN = ("kind", "tracer", "dose_mbq", "anatomy")
 
 
 def table_row(row: Row) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def model_card(study: Study, outcome: Outcome) -> str:
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
         f"95 % intervals of the best trial over {best.subjects} subject(s): " + _intervals(best),
-        f"**Data.** {data_facts(study)}",
+        f"**Data.** {data_facts(Path(request.data), request.setting)}",
         f"**Limits.** Measured on {best.subjects} test subject(s) of this dataset only, looked at "
         f"{outcome.test_evaluations} time(s); another scanner, tracer, dose or protocol needs "
         "a study of its own. Slices are restored one by one.",
@@ -83,27 +80,6 @@ def model_card(study: Study, outcome: Outcome) -> str:
     if request.domain in STAND_INS:
         parts.append(STAND_IN_NOTICE)
     return "\n\n".join(parts)
-
-
-def data_facts(study: Study) -> str:
-    """Settings, subjects, dose and origin of the dataset, as far as its manifest tells."""
-    try:
-        manifest = load_manifest(Path(study.request.data))
-    except DataError:
-        return "The dataset is not at hand; see its fingerprint."
-    told = {
-        key: value
-        for key, value in manifest.origin.items()
-        if isinstance(value, str | int | float) and key in _ORIGIN
-    }
-    facts = "".join(f" {key.replace('_', ' ')} {value}." for key, value in told.items())
-    unknown = [key for key in ("tracer", "dose_mbq") if key not in told]
-    missing = f" Not on record: {', '.join(unknown)}." if unknown else ""
-    used = study.request.setting or ", ".join(manifest.settings)
-    return (
-        f"{manifest.rows} slices of {len(manifest.subjects)} subjects, {manifest.image_size} "
-        f"pixels wide; settings used: {used}.{facts}{missing}"
-    )
 
 
 def _intervals(row: Row) -> str:

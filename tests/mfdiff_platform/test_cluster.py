@@ -172,7 +172,7 @@ def test_every_node_is_reported_with_resources_and_versions(ray_cluster: Cluster
 def test_node_that_does_not_answer_says_why(ray_cluster: Cluster) -> None:
     import ray
 
-    (answer,) = _ask_each(ray.nodes(), load_manifest, Path("/nowhere"))
+    (answer,) = _ask_each(ray.nodes(), 8.0, load_manifest, Path("/nowhere"))
     assert isinstance(answer, DataError)
 
 

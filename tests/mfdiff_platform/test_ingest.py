@@ -19,6 +19,7 @@ from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.errors import DataError
 from mfdiff_platform.cli import run
+from mfdiff_platform.data_facts import data_facts
 from mfdiff_platform.site_salt import site_salt
 from mfdiff_platform.workspace import ENVIRONMENT
 
@@ -72,6 +73,9 @@ def test_traps_go_in_and_bad_subjects_do_not_stop_the_others(
         assert facts["windows_s"]["16s"] == [176.0, 192.0]
         assert facts["windows_s"]["48s"] == [160.0, 208.0]
         assert facts["dose_mbq"] == pytest.approx(249.8)
+    card = data_facts(folder)
+    assert "settings used: 16s, 48s. Tracer: FDG. Injected dose: 250 MBq." in card
+    assert card.endswith("Origin: ingest bids.")
     infos = dataset.shards[0].infos
     assert {info.domain for info in infos} == {"toy"}
     assert len(infos) == 2 * 4

@@ -18,7 +18,7 @@ from mfdiff_core.model import preset
 from mfdiff_platform.cli import run
 from mfdiff_platform.interrupt import STOP, StopFile, StopRequest, Terminated, sigterm_raises
 from mfdiff_platform.pretrain import PretrainRequest, unused_name
-from mfdiff_platform.pretrain_request import fast_sampler, share_batch
+from mfdiff_platform.pretrain_request import fast_sampler, share_batch, train_config
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
@@ -117,6 +117,13 @@ def test_global_batch_is_kept_and_the_share_follows_the_workers(
     share = share_batch(request(batch_size=batch, micro_batch=micro), workers)
     assert str(share) == told
     assert share.workers * share.micro * share.accumulate == batch
+
+
+def test_passes_asked_for_by_hand_count_in_the_share() -> None:
+    asked = request(batch_size=8, **{"train.accumulate": 4})
+    assert str(share_batch(asked, 1)) == "8 = 1 worker x 2 x 4 passes"
+    assert str(share_batch(asked, 4)) == "8 = 4 workers x 1 x 2 passes"
+    assert train_config(asked, 4).accumulate == 2
 
 
 def test_batch_that_the_workers_cannot_share_is_refused() -> None:

@@ -45,7 +45,50 @@ def cards():
 GPUS = """
 with connect(cpus=8, gpus=8):
     train(Workers(8, on_gpu=True))
-print(json.dumps({"cards": cards()}))
+    import ray
+    from ray.core.generated.gcs_pb2 import ActorTableData
+    ray._private.state.actors()  # connects
+    table = ray._private.state.state._global_state_accessor.get_actor_table(None, None)
+    named = [ActorTableData.FromString(actor).repr_name for actor in table]
+print(json.dumps({"cards": cards(), "names": [name for name in named if "pretrain" in name]}))
+"""
+
+SHARED = """
+prepare_environment(joining=True)
+import subprocess
+import ray
+from ray.cluster_utils import Cluster
+from mfdiff_core.errors import MfdiffError
+from mfdiff_platform.nodes import check_shared
+head = {"num_cpus": 1, "include_dashboard": False}
+os.environ["RAY_ADDRESS"] = Cluster(initialize_head=True, head_node_args=head).address
+data, told = Path(request.data), {}
+def nodes():
+    return sum(node["Alive"] for node in ray.nodes())
+def with_a_node_that_lacks(hidden):
+    join = 'mount -t tmpfs none "$0" && exec "$@" start --address $RAY_ADDRESS --num-cpus 1 --block'
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts"]
+    node = subprocess.Popen(["unshare", "-m", "sh", "-c", join, hidden, *ray_command], stdout=2)
+    while nodes() < 2:
+        assert node.poll() is None
+        time.sleep(0.1)
+    try:
+        check_shared(root, data)
+    except MfdiffError as fault:
+        return [type(fault).__name__, str(fault)]
+    finally:
+        node.terminate()
+        node.wait()
+        while nodes() > 1:
+            time.sleep(0.1)
+elsewhere = root / "elsewhere"
+elsewhere.mkdir()
+with connect():
+    check_shared(root, data)
+    for name, hidden in {"workspace": root, "data": data, "neither": elsewhere}.items():
+        told[name] = with_a_node_that_lacks(hidden)
+print(json.dumps(told))
+os._exit(0)
 """
 
 NODES = """
@@ -106,7 +149,9 @@ def test_eight_workers_each_get_their_own_of_eight_gpus(
     request_: PretrainRequest, store: TrackingStore
 ) -> None:
     short = replace(request_, train=replace(request_.train, iterations=2))
-    cards = result(GPUS, store, short)["cards"]
+    found = result(GPUS, store, short)
+    cards = found["cards"]
+    assert sorted(found["names"]) == [f"pretrain run GPU {number}" for number in range(8)]
     assert [card["rank"] for card in cards] == list(range(8))
     assert sorted(card["gpus"] for card in cards) == [[str(number)] for number in range(8)]
     assert load_bundle(store.workspace / "pretrained" / "run" / BUNDLE).provenance.iterations == 2
@@ -130,3 +175,20 @@ def test_run_on_two_nodes_survives_the_death_of_one_and_a_node_with_other_versio
     assert began[1] >= 6
     steps = {event["step"] for event in told if event["kind"] == "progress"}
     assert steps == set(range(1, 25))
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs the right to mount",
+)
+def test_node_that_does_not_mount_the_workspace_or_the_data_is_named(
+    request_: PretrainRequest, store: TrackingStore
+) -> None:
+    told = result(SHARED, store, request_)
+    assert told["neither"] is None
+    kind, words = told["workspace"]
+    assert kind == "ResourceError"
+    assert f"does not see {store.workspace}: with 2 nodes the workspace must lie on" in words
+    kind, words = told["data"]
+    assert kind == "DataError"
+    assert f"does not read {request_.data} as it is here" in words

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mfdiff_core.errors import InputFault
-from mfdiff_core.scans.dose import decay, image_unit, injected_dose
+from mfdiff_core.scans.dose import decay, image_unit, injected_dose, tracer_name
 
 
 def test_header_dose_goes_before_the_typed_one_and_the_difference_is_told() -> None:
@@ -75,3 +75,17 @@ def test_real_sidecars_have_their_header_doses() -> None:
     assert found["sub-01_task-rest_pet.json"] == 249.8
     assert found["sub-20_task-rest_pet.json"] == 229.9
     assert found["sub-01_task-checkerboard_run-1_pet.json"] == 252.9
+
+
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [
+        ("FDG", "FDG"),
+        ("[18F]FDG", "[18F]FDG"),
+        ("a<b>\n|c", "a b c"),
+        (None, ""),
+        ("x" * 99, "x" * 60),
+    ],
+)
+def test_tracer_is_told_in_letters_that_fit_a_card(stated: str | None, name: str) -> None:
+    assert tracer_name(stated) == name
