@@ -160,7 +160,6 @@ def build_tuner(
     """
     from ray import tune
 
-    from mfdiff_platform.scheduler import build_scheduler
     from mfdiff_platform.searcher import RecipeSearcher
 
     request, space, aim = study.request, study.request.search_space(), study.objectives[0]
@@ -182,7 +181,7 @@ def build_tuner(
             metric=aim.metric,
             mode=aim.mode,
             search_alg=searcher,
-            scheduler=build_scheduler(request.scheduler, space.iterations),
+            scheduler=_scheduler(study, space.iterations),
             num_samples=-1,
             max_concurrent_trials=scale.concurrent or fitting(have, need),
             reuse_actors=reuse_actors,
@@ -197,6 +196,19 @@ def build_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
+
+
+def _scheduler(study: Study, iterations: int) -> Any:
+    """The study's scheduler, with the bars that earlier sessions have set."""
+    from mfdiff_platform.scheduler import RecipeHalving, build_scheduler
+
+    aim = study.objectives[0]
+    scheduler = build_scheduler(study.request.scheduler, iterations, aim)
+    if isinstance(scheduler, RecipeHalving):
+        for record in study.ledger.ended():
+            scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
+            scheduler.recall(record.number, scores)
+    return scheduler
 
 
 def fitting(have: Resources, need: Resources) -> int:
