@@ -9,8 +9,9 @@ from typing import Any
 
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import DataError
-from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
+from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.errors import PartialError
+from mfdiff_platform.interrupt import interruptible
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.session import SearchScale
@@ -36,7 +37,7 @@ def search(
         ResourceError: a trial does not fit on the cluster.
         DataError: every trial failed.
         PartialError: too many trials failed.
-        KeyboardInterrupt: Ctrl-C stopped it; Ray Tune itself returns as if all were done.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; Ray Tune returns as if all were done.
     """
     if is_missing(study, scale) and not _has_failed_too_often(study, scale):
         with connect() as cluster:
