@@ -232,7 +232,6 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
         objectives=(PSNR,),
     )
     halving = build_scheduler("asha" if scheduler == "asha" else "none", table.iterations)
-    halving.set_search_properties("psnr", "max")
     spent, regret = 0, np.inf
     seen: dict[str, dict[str, Any]] = {}
     for number in count():

@@ -1,7 +1,8 @@
 """The internal stage as a search: Ray Tune and Optuna look for a site's best recipe.
 
 The reference recipes run first, so a study always says what the search has won over the paper.
-The test subjects are opened once, at the end, for the references and the best trial.
+The test subjects are opened once, at the end, for the references and the best
+few trials; the winner among them was chosen on validation subjects before.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _carry_out(
             search(study, store, run, scale, dataset, trainable)
         finally:  # the ledger is all that a resume needs, and Ray's state tells where the data lie
             shutil.rmtree(study.folder / TUNE_STATE, ignore_errors=True)
-        outcome = conclude(study, repeat_finalists(study, scale, dataset))
+        outcome = conclude(study, repeat_finalists(study, scale, dataset), scale.finalists)
         report = write_report(study, outcome)
         version = register_best(study, outcome, store)
         log_outcome(study, store, run, outcome, report)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +16,7 @@ from typing import Any
 import mfdiff_core
 import mfdiff_platform
 from mfdiff_platform.errors import ResourceError
+from mfdiff_platform.interrupt import keeping_sigterm
 from mfdiff_platform.progress import say
 
 KNOCK_S = 5.0
@@ -182,7 +181,8 @@ def connect(
     if ray.is_initialized():
         yield Cluster(_dashboard_url())
         return
-    _start(cpus, gpus, purpose)
+    with keeping_sigterm():
+        _start(cpus, gpus, purpose)
     try:
         yield Cluster(_dashboard_url())
     finally:
@@ -254,22 +254,6 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
     finally:
         for left in tasks:
             ray.cancel(left)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C mean KeyboardInterrupt again, during and after a fit of Ray Train or Tune.
-
-    Train answers it by exiting as if all were well, and both leave their handlers behind.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 def _dashboard_url() -> str:

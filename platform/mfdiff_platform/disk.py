@@ -1,7 +1,7 @@
 """What of a workspace may go when the disk fills up, most dispensable first.
 
-Best trials, reference recipes, registered versions and whatever still runs stay, whatever the
-quota says.
+Trials that were put to the test subjects, registered versions and whatever still runs stay,
+whatever the quota says.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from mfdiff_core.errors import DataError
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.model_files import WEIGHTS_TAG
 from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.repeats import REPEATS
 from mfdiff_platform.run import run_of
 from mfdiff_platform.search import TUNE_STATE
-from mfdiff_platform.study import REQUEST, RESULTS, TRIALS, Study, load_study
+from mfdiff_platform.session import last_session
+from mfdiff_platform.study import FINALISTS, REQUEST, RESULTS, TRIALS, Study, load_study
 from mfdiff_platform.study_record import EXPERIMENT, trial_key
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
@@ -95,12 +97,22 @@ def clean_up(store: TrackingStore, plan: DiskPlan) -> None:
 
 
 def _copies(workspace: Workspace) -> Iterator[Dispensable]:
-    """What can be had again: Ray's own state, pictures that MLflow has, fetched models."""
+    """What can be had again: Ray's own state, pictures that MLflow has, fetched models.
+
+    Trainings with other seeds whose trial is no longer a finalist nobody will ask for either.
+    """
     for study in _concluded(workspace):
         yield from _item(study.folder / TUNE_STATE, "Ray's state of a study that has ended")
         for record in study.ledger.ended():
             pictures = study.folder / TRIALS / f"{record.number:04d}" / "validations"
             yield from _item(pictures, "pictures that MLflow has")
+        tested = _tested(study)
+        for folder in sorted((study.folder / REPEATS).glob(f"*/{TRIALS}/*")):
+            pictures = folder / "validations"
+            if int(folder.name) in tested:
+                yield from _item(pictures, "pictures of a training with another seed")
+            else:
+                yield from _item(folder, f"trial {int(folder.name)} with another seed, not tested")
     for folder in sorted((workspace.root / "models").glob("*/*")):
         yield from _item(folder, "copy of a registered model, fetched again when needed")
 
@@ -126,12 +138,19 @@ def _beaten(
 def _may_go(study: Study, record: TrialRecord, registered: set[str | None]) -> bool:
     from mfdiff_core.bundle import load_bundle
 
-    if record.number == study.best().number or record.config["reference"]:
+    if record.number in _tested(study) or record.config["reference"]:
         return False
     try:
         return load_bundle(study.bundle_of(record)).provenance.sha256 not in registered
     except DataError:
         return False  # gone already, or damaged, which somebody should see
+
+
+def _tested(study: Study) -> set[int]:
+    """Numbers of the trials whose result on test subjects is the study's."""
+    session = last_session(study)
+    count = session.scale.finalists if session else FINALISTS
+    return {record.number for record in study.finalists(count).values()}
 
 
 def _concluded(workspace: Workspace) -> Iterator[Study]:

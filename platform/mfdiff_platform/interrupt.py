@@ -44,6 +44,50 @@ def sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a fit of Ray Tune in good order, and be known after it.
+
+    Tune answers Ctrl-C by returning as if all were well and leaves its handler behind; of SIGTERM
+    it knows nothing, so that is passed on to it as Ctrl-C.
+
+    Raises:
+        Terminated: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminated = threading.Event()
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        terminated.set()
+        signal.raise_signal(signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise (Terminated if terminated.is_set() else KeyboardInterrupt) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if terminated.is_set():
+        raise Terminated
+
+
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM means to us; Ray would have it exit on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before):
+        signal.signal(signal.SIGTERM, before)
+
+
 class StopRequest:
     """The stop file of a run, as its driver handles it."""
 

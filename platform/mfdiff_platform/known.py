@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.errors import DataError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.search_parameter import Parameter, Value, draw
@@ -40,13 +41,20 @@ class Known:
 
 
 def load_known(folder: Path) -> Known:
-    """What the study in ``folder`` has taken over."""
+    """What the study in ``folder`` has taken over.
+
+    Raises:
+        DataError: its file is damaged.
+    """
     path = folder / KNOWN
     if not path.is_file():
         return Known()
     values = read_json(path)
-    observations = tuple(_observation(**found) for found in values["observations"])
-    return Known(observations, tuple(Suggestion(**point) for point in values["points"]))
+    try:
+        observations = tuple(_observation(**found) for found in values["observations"])
+        return Known(observations, tuple(Suggestion(**point) for point in values["points"]))
+    except (KeyError, TypeError) as fault:
+        raise DataError(f"{path}: not what a study has taken over ({fault!r})") from None
 
 
 def _observation(suggestion: Mapping[str, Any], others: list[float], **rest: Any) -> Observation:

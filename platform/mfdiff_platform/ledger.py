@@ -37,6 +37,7 @@ class TrialRecord:
         seconds: time it took.
         iterations: training steps it did.
         crashes: sessions that died while it ran.
+        curve: iterations and the deciding metric of each finite validation before the last.
     """
 
     number: int
@@ -48,6 +49,7 @@ class TrialRecord:
     seconds: float = 0.0
     iterations: int = 0
     crashes: int = 0
+    curve: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.number < 0:
@@ -163,6 +165,7 @@ def _load(path: Path) -> TrialRecord:
     try:
         key = values.pop("key")
         values["metrics"] = {name: float(value) for name, value in values["metrics"].items()}
+        values["curve"] = tuple((int(s), float(v)) for s, v in values.get("curve", ()))
         record = TrialRecord(**values)
     except (AttributeError, KeyError, TypeError, ValueError) as fault:
         raise DataError(f"{path}: not a trial's record ({fault!r})") from None

@@ -19,7 +19,7 @@ from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.files import read_json, write_json
 from mfdiff_platform.cluster import as_completed, connect
 from mfdiff_platform.progress import task
-from mfdiff_platform.study import BEST_TRIAL, PAPER_RECIPE, RESULTS, Study
+from mfdiff_platform.study import BEST_TRIAL, FINALISTS, PAPER_RECIPE, RESULTS, Study
 from mfdiff_platform.trial import PackedSlices
 
 
@@ -52,10 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Rows of a study: inputs, references, best trial; and how the numbers are defined.
+    """Rows of a study: inputs, references, best trials; and how the numbers are defined.
 
     Attributes:
-        rows: in the order shown; the last is the best trial.
+        rows: in the order shown; the last is the best trial, which validation chose.
         best: number of the best trial.
         definition: exactly what is measured.
         test_evaluations: how often the test subjects have been looked at.
@@ -67,31 +67,36 @@ class Outcome:
     test_evaluations: int
 
 
-def conclude(study: Study, repeats: Mapping[int, tuple[Path, ...]] | None = None) -> Outcome:
-    """Evaluate references and best trial on the test subjects, once, and keep the result.
+def conclude(
+    study: Study,
+    repeats: Mapping[int, tuple[Path, ...]] | None = None,
+    finalists: int = FINALISTS,
+) -> Outcome:
+    """Evaluate references and best trials on the test subjects, once, and keep the result.
 
     Args:
         study: its search has ended.
         repeats: bundles of a trial's trainings with several seeds, by number.
+        finalists: how many of the best trials.
 
     Raises:
         DataError: the dataset is damaged or no trial has finished.
     """
     best = study.best()
-    finalists = {
+    tested = {
         name: (repeats or {}).get(record.number, (study.bundle_of(record),))
-        for name, record in study.finalists().items()
+        for name, record in study.finalists(finalists).items()
     }
     hashes = {
         name: "+".join(load_bundle(folder).provenance.sha256 for folder in folders)
-        for name, folders in finalists.items()
+        for name, folders in tested.items()
     }
     path = study.folder / RESULTS
     earlier = read_json(path) if path.is_file() else {}
     if earlier.get("bundles") == hashes:
         return _outcome(earlier)
     dataset = open_dataset(Path(study.request.data))
-    rows = _input_rows(dataset, study) + _bundle_rows(dataset, study, finalists)
+    rows = _input_rows(dataset, study) + _bundle_rows(dataset, study, tested)
     values = {
         "rows": [asdict(row) for row in rows],
         "best": best.number,

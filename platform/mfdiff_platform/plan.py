@@ -54,7 +54,7 @@ class StudyPlan:
     with_single_stage: bool = False
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
-    validations: int = 9
+    validations: int = 18
     precision: Precision = "fp32"
     seed: int = 0
     recipe_file: Path | None = None

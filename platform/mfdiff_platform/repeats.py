@@ -27,7 +27,7 @@ REPEATS = "repeats"
 def repeat_finalists(
     study: Study, scale: SearchScale, dataset: Dataset
 ) -> dict[int, tuple[Path, ...]]:
-    """Train references and best trial ``scale.seeds`` times in all; what is there is kept.
+    """Train references and best trials ``scale.seeds`` times in all; what is there is kept.
 
     Returns:
         Bundles by trial number, the trial's own first. One that fails again is left out, and said.
@@ -35,7 +35,8 @@ def repeat_finalists(
     Raises:
         ResourceError: a trial does not fit on the cluster.
     """
-    finalists = [record for record in study.finalists().values() if record.iterations > 0]
+    tested = study.finalists(scale.finalists).values()
+    finalists = [record for record in tested if record.iterations > 0]
     wanted = [
         (record, repeat_folder(study, repeat))
         for repeat in range(1, scale.seeds)

@@ -123,8 +123,7 @@ def write_report(study: Study, outcome: Outcome) -> Path:
         "<h2>Held-out test subjects</h2>",
         _table(outcome),
         figure(_methods_png(outcome), "Mean and 95 % interval; small dots are subjects."),
-        f"<p class=quiet>{escape(outcome.definition)} The test subjects have been looked at "
-        f"{outcome.test_evaluations} time(s).</p>",
+        f"<p class=quiet>{escape(outcome.definition)} {_looks(outcome)}</p>",
         "<h2>Search</h2>",
         figure(_search_png(study), "Validation PSNR of each finished trial, and the best so far."),
         what_was_saved(study),
@@ -143,6 +142,15 @@ def write_report(study: Study, outcome: Outcome) -> Path:
     path = study.folder / REPORT
     write_bytes(path, page(f"Study {request.name}", sections).encode())
     return path
+
+
+def _looks(outcome: Outcome) -> str:
+    """How often the test subjects were looked at, and who was not chosen there."""
+    return (
+        f"The test subjects have been looked at {outcome.test_evaluations} time(s). The best trial"
+        " was chosen on validation subjects; further trials are those that came next there, and"
+        " one that is better here is no better choice."
+    )
 
 
 def _table(outcome: Outcome) -> str:

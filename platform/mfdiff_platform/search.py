@@ -9,8 +9,9 @@ from typing import Any
 
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import DataError
-from mfdiff_platform.cluster import Cluster, Resources, connect, interruptible
+from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.errors import PartialError
+from mfdiff_platform.interrupt import interruptible
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.session import SearchScale
@@ -39,7 +40,7 @@ def search(
         ResourceError: a trial does not fit on the cluster.
         DataError: every trial failed.
         PartialError: too many trials failed.
-        KeyboardInterrupt: Ctrl-C stopped it; Ray Tune itself returns as if all were done.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; Ray Tune returns as if all were done.
     """
     if is_missing(study, scale) and not _has_failed_too_often(study, scale):
         with connect() as cluster:
@@ -163,7 +164,6 @@ def build_tuner(
     """
     from ray import tune
 
-    from mfdiff_platform.scheduler import build_scheduler
     from mfdiff_platform.searcher import RecipeSearcher
 
     request, space, aim = study.request, study.request.search_space(), study.objectives[0]
@@ -185,7 +185,7 @@ def build_tuner(
             metric=aim.metric,
             mode=aim.mode,
             search_alg=searcher,
-            scheduler=build_scheduler(request.scheduler, space.iterations),
+            scheduler=_scheduler(study, space.iterations),
             num_samples=-1,
             max_concurrent_trials=scale.concurrent or fitting(have, need),
             reuse_actors=reuse_actors,
@@ -200,6 +200,19 @@ def build_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
+
+
+def _scheduler(study: Study, iterations: int) -> Any:
+    """The study's scheduler, with the bars that earlier sessions have set."""
+    from mfdiff_platform.scheduler import RecipeHalving, build_scheduler
+
+    aim = study.objectives[0]
+    scheduler = build_scheduler(study.request.scheduler, iterations, aim)
+    if isinstance(scheduler, RecipeHalving):
+        for record in study.ledger.ended():
+            scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
+            scheduler.recall(record.number, scores)
+    return scheduler
 
 
 def fitting(have: Resources, need: Resources) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_platform.progress import say
-from mfdiff_platform.study import Study
+from mfdiff_platform.study import FINALISTS, Study
 
 SESSION, LOCK = "session.json", "session.lock"
 MOST_CRASHES = 5
@@ -39,6 +39,7 @@ class SearchScale:
         trial_timeout_s: longest time of a trial; None derives it from the slowest reference.
         max_failures: failed trials after which no new one begins; None = any number.
         seeds: trainings of each finalist, with as many seeds.
+        finalists: best trials that are put to the test subjects beside the references.
     """
 
     trials: int
@@ -48,12 +49,14 @@ class SearchScale:
     trial_timeout_s: float | None = None
     max_failures: int | None = None
     seeds: int = 1
+    finalists: int = FINALISTS
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials=}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds=}")
+        for name in ("seeds", "finalists"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {name}={getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +141,13 @@ def _note(study: Study, state: SessionState, scale: SearchScale) -> None:
 def _settle(study: Study, scale: SearchScale, earlier: Session | None) -> SearchScale:
     """Turn ``+20`` into a total; growth that was not finished is finished, not grown again.
 
-    Finalists that were repeated stay so, lest the test subjects be looked at once more for less.
+    Finalists that were tested and repeated stay so, lest the test subjects be looked at once more
+    for less.
     """
     if earlier:
-        scale = replace(scale, seeds=max(scale.seeds, earlier.scale.seeds))
+        seeds = max(scale.seeds, earlier.scale.seeds)
+        finalists = max(scale.finalists, earlier.scale.finalists)
+        scale = replace(scale, seeds=seeds, finalists=finalists)
     if not scale.grow:
         return scale
     asked = max((record.number + 1 for record in study.ledger), default=len(study.first()))

@@ -26,6 +26,8 @@ from mfdiff_platform.suggestion import Observation, Suggestion
 
 REQUEST, TRIALS, RESULTS, REPORT = "study.json", "trials", "results.json", "study.html"
 PAPER_RECIPE, BEST_TRIAL = "two-stage (paper)", "best trial"
+FINALISTS = 3
+"""Trials of a search that test subjects are opened for unless more are asked for."""
 
 SamplerName = Literal["tpe", "random", "grid"]
 SchedulerName = Literal["asha", "none"]
@@ -128,10 +130,19 @@ class Study:
         score = self.objectives[0].score
         return max(finished, key=lambda record: (score(record.metrics), -record.number))
 
-    def finalists(self) -> dict[str, TrialRecord]:
-        """Finished references by name, and last the best trial; what test subjects are for."""
-        references = {r.config["reference"]: r for r in self.ledger.finished()}
-        return {n: r for n, r in references.items() if n} | {BEST_TRIAL: self.best()}
+    def finalists(self, count: int = FINALISTS) -> dict[str, TrialRecord]:
+        """What test subjects are for: references, runners-up, and last the best trial.
+
+        Args:
+            count: trials of the search among them, the best included; validation chooses them.
+        """
+        finished, best = self.ledger.finished(), self.best()
+        references = {r.config["reference"]: r for r in finished if r.config["reference"]}
+        score = self.objectives[0].score
+        points = [r for r in finished if not r.config["reference"] and r.number != best.number]
+        points.sort(key=lambda record: (-score(record.metrics), record.number))
+        runners_up = {f"trial {record.number}": record for record in points[: count - 1]}
+        return references | runners_up | {BEST_TRIAL: best}
 
     def pareto(self) -> list[TrialRecord]:
         """Finished trials that no other beats in one objective without losing in another."""

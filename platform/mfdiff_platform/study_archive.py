@@ -18,10 +18,12 @@ from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import atomic_path, read_json, write_json
 from mfdiff_platform.archive import KINDS, Archive, read_archive, write_archive
+from mfdiff_platform.known import KNOWN, load_known
 from mfdiff_platform.model_files import WEIGHTS_TAG
 from mfdiff_platform.names import check_key, check_name
 from mfdiff_platform.outcome import load_outcome
 from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.repeats import REPEATS
 from mfdiff_platform.report import write_report
 from mfdiff_platform.run import Run
 from mfdiff_platform.run_archive import RunRecord, describe_run, restore_run
@@ -111,7 +113,8 @@ def import_study(workspace: Workspace, store: TrackingStore, path: Path) -> Impo
 
 def _study_files(folder: Path, request: StudyRequest, scratch: Path) -> dict[str, Path]:
     """Files of a study's folder; without Ray's own, and with a request that names no path."""
-    wanted = [folder / RESULTS, *(folder / TRIALS).rglob("*")]
+    below = [path for name in (TRIALS, REPEATS) for path in (folder / name).rglob("*")]
+    wanted = [folder / RESULTS, folder / KNOWN, *below]
     files = {
         f"{_STUDY}/{path.relative_to(folder).as_posix()}": path
         for path in sorted(wanted)
@@ -186,6 +189,7 @@ def _place_study(workspace: Workspace, archive: Archive, name: str, path: Path) 
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             (temporary / file).write_bytes(source.read_bytes())
         write_json(temporary / REQUEST, to_dict(request))
+        load_known(temporary)
     return folder
 
 

@@ -64,6 +64,8 @@ class StudyCallback(Callback):
         number = trial.config["number"]
         if number not in {record.number for record in self._study.ledger}:
             self._study.ledger.add(recorded(trial.config), number)
+        elif self._study.ledger[number].curve:
+            self._study.ledger.update(number, curve=())  # it begins again
         worker = trial.temporary_state.ray_actor
         is_fresh = worker is not None and self._workers.setdefault(worker, number) == number
         self._began_at[number] = time.monotonic()
@@ -89,6 +91,9 @@ class StudyCallback(Callback):
             run.log_metrics({f"best/{k}": v for k, v in judged.items() if k != "loss"}, step)
         number = trial.config["number"]
         self._log_strip(run, number, step)
+        if self._aim in judged and not final:
+            curve_so_far = self._study.ledger[number].curve
+            self._study.ledger.update(number, curve=(*curve_so_far, (step, judged[self._aim])))
         self._reached[number] = (_what(trial.config), step, result.get(self._aim, math.nan))
         self._show()
 

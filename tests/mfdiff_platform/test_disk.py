@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mfdiff_core.model import build_model
 from mfdiff_platform.cli import run
 from mfdiff_platform.disk import clean_up, plan_clean_up
 from mfdiff_platform.registry import SiteModels
+from mfdiff_platform.session import SESSION, SearchScale, Session
 from mfdiff_platform.study import RESULTS, Study, StudyRequest, claim_study
 from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
@@ -55,6 +57,8 @@ def study(place: Workspace, store: TrackingStore, pretrained: Bundle) -> Study:
             models.register_candidate("toy", bundle.folder, trial.run_id, {}, "card")
             models.resolve("mfdiff-toy@candidate")
     write_json(study.folder / RESULTS, {})
+    scale = SearchScale(trials=len(PSNR), finalists=1)
+    write_json(study.folder / SESSION, asdict(Session(state="finished", scale=scale)))
     write_bytes(study.folder / "tune/tuner.pkl", b"ray" * 100)
     return study
 
@@ -105,6 +109,26 @@ def test_best_reference_and_registered_stay_whatever_the_quota(
     assert found.data.tags["checkpoint"] == "removed to keep the quota"
     SiteModels(store).resolve("mfdiff-toy@candidate")
     assert not [item for item in plan_clean_up(place, store, 0).items if item.run_key]
+
+
+def test_all_that_test_subjects_were_opened_for_stay(
+    study: Study, place: Workspace, store: TrackingStore
+) -> None:
+    (study.folder / SESSION).unlink()
+    clean_up(store, plan_clean_up(place, store, 0))
+    assert bundles(study) == {REFERENCE, REGISTERED, MIDDLING, BEST}
+
+
+def test_trainings_with_other_seeds_stay_for_tested_trials_alone(
+    study: Study, place: Workspace, store: TrackingStore
+) -> None:
+    trained = [study.folder / f"repeats/seed-1/trials/{n:04d}" for n in (BEST, MIDDLING)]
+    for folder in trained:
+        write_bytes(folder / "bundle/weights.safetensors", b"weights")
+        write_bytes(folder / "validations/00000001.png", b"png")
+    clean_up(store, plan_clean_up(place, store, ENDLESS))
+    assert [path.name for path in trained[0].iterdir()] == ["bundle"]
+    assert not trained[1].exists()
 
 
 @pytest.mark.parametrize("state", ["running", "no results"])

@@ -113,6 +113,18 @@ def test_test_subjects_are_looked_at_again_only_for_another_finalist(
     assert difference != 0
 
 
+def test_best_few_are_tested_and_validation_alone_chooses(
+    study: Study, ray_cluster: Cluster, pretrained: Bundle
+) -> None:
+    for number, psnr in ((2, 21.0), (3, 30.0), (4, 25.0), (5, 28.0)):
+        finish(study, number, "", psnr, pretrained)
+    outcome = conclude(study)
+    names = [row.name for row in outcome.rows]
+    assert names[2:] == ["external only", PAPER_RECIPE, "trial 5", "trial 4", "best trial"]
+    assert (outcome.best, outcome.test_evaluations) == (3, 1)
+    assert [row.name for row in conclude(study, finalists=1).rows][4:] == ["best trial"]
+
+
 def test_results_on_disk_are_the_outcome(study: Study, ray_cluster: Cluster) -> None:
     outcome = conclude(study)
     values = json.loads((study.folder / RESULTS).read_text())

@@ -6,6 +6,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from mfdiff_core.seeding import rng
 from mfdiff_platform.scheduler import RecipeHalving, build_scheduler
 from mfdiff_platform.suggestion import FINAL
 
@@ -16,7 +17,6 @@ ITERATIONS = 90
 def halving() -> RecipeHalving:
     scheduler = build_scheduler("asha", ITERATIONS)
     assert isinstance(scheduler, RecipeHalving)
-    scheduler.set_search_properties("psnr", "max")
     return scheduler
 
 
@@ -38,9 +38,23 @@ def test_none_runs_every_trial_to_its_end() -> None:
 
 
 def test_worst_of_three_is_stopped_at_the_first_rung(halving: RecipeHalving) -> None:
-    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.0, 20.0)]
-    assert verdicts[0] == TrialScheduler.CONTINUE
-    assert verdicts[-1] == TrialScheduler.STOP
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.0, 31.0)]
+    go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
+    assert verdicts == [go, stop, go]
+
+
+def test_quarter_of_the_trials_goes_on(halving: RecipeHalving) -> None:
+    for psnr in range(20, 28):
+        verdict(halving, trial(halving), psnr)
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (25.5, 26.5)]
+    assert verdicts == [TrialScheduler.STOP, TrialScheduler.CONTINUE]
+
+
+def test_trial_that_has_passed_a_rung_is_not_judged_there_again(halving: RecipeHalving) -> None:
+    made = trial(halving)
+    assert verdict(halving, made, 25.0, 5) == TrialScheduler.CONTINUE
+    verdict(halving, trial(halving), 30.0, 5)
+    assert verdict(halving, made, 20.0, 10) == TrialScheduler.CONTINUE
 
 
 def test_trials_are_compared_at_the_same_number_of_iterations(halving: RecipeHalving) -> None:
@@ -66,7 +80,6 @@ def test_trial_at_its_end_is_not_stopped(halving: RecipeHalving) -> None:
 def test_end_of_one_trial_is_no_bar_for_the_middle_of_another(iterations: int) -> None:
     scheduler = build_scheduler("asha", iterations)
     assert isinstance(scheduler, RecipeHalving)
-    scheduler.set_search_properties("psnr", "max")
     reference, point = trial(scheduler, "external"), trial(scheduler)
     scheduler.on_trial_complete(None, reference, {"psnr": 30.0, "iterations": iterations})
     for reached in range(1, iterations):
@@ -76,3 +89,41 @@ def test_end_of_one_trial_is_no_bar_for_the_middle_of_another(iterations: int) -
 @pytest.mark.parametrize("iterations", [0, 1, 5])
 def test_shortest_trials_have_a_scheduler_too(iterations: int) -> None:
     assert isinstance(build_scheduler("asha", iterations), RecipeHalving)
+
+
+def test_reference_recipe_is_a_bar_for_the_first_point(halving: RecipeHalving) -> None:
+    verdict(halving, trial(halving, "two-stage (paper)"), 30.0)
+    assert verdict(halving, trial(halving), 29.0) == TrialScheduler.STOP
+
+
+def test_bars_of_an_earlier_session_stand_again(halving: RecipeHalving) -> None:
+    reports = {0: [(5, 20.0), (15, 25.0)], 1: [(5, 22.0), (15, 24.0)], 2: [(5, 18.0)]}
+    again = build_scheduler("asha", ITERATIONS)
+    assert isinstance(again, RecipeHalving)
+    for number, curve in reports.items():
+        made = trial(halving)
+        for step, psnr in curve:
+            verdict(halving, made, psnr, step)
+        again.recall(number, curve)
+    bars = [[sorted(rung.values()) for rung in s.rungs.values()] for s in (halving, again)]
+    assert bars[0] == bars[1] == [[], [24.0, 25.0], [18.0, 20.0, 22.0]]
+
+
+def test_thirty_trials_take_a_quarter_of_thirty_full_ones() -> None:
+    """Points of random quality that keep their order, after two references that run to the end."""
+    shares = [_share_of_full(seed) for seed in range(30)]
+    assert sum(shares) / len(shares) < 0.25
+
+
+def _share_of_full(seed: int) -> float:
+    halving = build_scheduler("asha", ITERATIONS)
+    assert isinstance(halving, RecipeHalving)
+    steps = range(5, ITERATIONS, 5)
+
+    def spent(made: Trial, psnr: float) -> int:
+        stops = (n for n in steps if verdict(halving, made, psnr, n) == TrialScheduler.STOP)
+        return next(stops, ITERATIONS)
+
+    references = sum(spent(trial(halving, name), 20.0) for name in ("paper", "internal"))
+    points = sum(spent(trial(halving), q) for q in rng(seed, "quality").uniform(18, 22, 27))
+    return (references + points) / (30 * ITERATIONS)

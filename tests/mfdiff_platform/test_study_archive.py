@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from mfdiff_core.bundle import Bundle, Provenance, save_bundle
+from mfdiff_core.bundle import Bundle, Provenance, load_bundle, save_bundle
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import write_json
 from mfdiff_platform.archive import LIST
 from mfdiff_platform.cli import run as cli
 from mfdiff_platform.errors import GateError
+from mfdiff_platform.known import Known, load_known
 from mfdiff_platform.model_archive import import_model
 from mfdiff_platform.outcome import Row
 from mfdiff_platform.registry import SiteModels
@@ -25,6 +26,7 @@ from mfdiff_platform.site_model import CHAMPION
 from mfdiff_platform.study import RESULTS, Study, StudyRequest, claim_study
 from mfdiff_platform.study_archive import export_study, import_study
 from mfdiff_platform.study_record import EXPERIMENT
+from mfdiff_platform.suggestion import Observation, Suggestion
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import ENVIRONMENT, Workspace
 
@@ -159,6 +161,21 @@ def test_runs_arrive_with_their_curves_times_states_and_files(
     (study,) = imported.folder.parent.iterdir()
     assert study.name == "leeds"
     assert not list(study.rglob("*.pkl"))
+
+
+def test_what_was_taken_over_and_other_seeds_travel_along(
+    here: Workspace, store: TrackingStore, study: Study, runs: None, there: TrackingStore
+) -> None:
+    point = Suggestion(-1, {"lr": 2e-4}, "", {})
+    known = Known(observations=(Observation(point, "finished", 24.0, 6),), points=(point,))
+    known.save(study.folder)
+    repeat = "repeats/seed-1/trials/0000/bundle"
+    shutil.copytree(study.folder / "trials/0000/bundle", study.folder / repeat)
+    path = there.workspace / "leeds.zip"
+    export_study(here, store, "leeds", path)
+    arrived = import_study(Workspace(there.workspace), there, path).folder
+    assert load_known(arrived) == known
+    assert load_bundle(arrived / repeat).provenance == load_bundle(study.folder / repeat).provenance
 
 
 def test_the_same_archive_twice_changes_nothing(sent: Path, there: TrackingStore) -> None:

@@ -107,6 +107,13 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
     type=click.IntRange(min=1),
     help="Train each finalist with as many seeds.",
 )
+@click.option(
+    "--finalists",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Best trials that are tested beside the references.",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @seed_option
 @common
@@ -131,6 +138,7 @@ def command(
     trial_timeout: float | None,
     max_failures: int,
     seeds: int,
+    finalists: int,
     precision: str,
     seed: int,
     workspace: Path | None,
@@ -185,6 +193,7 @@ def command(
         trial_timeout_s=trial_timeout,
         max_failures=max_failures,
         seeds=seeds,
+        finalists=finalists,
     )
     request = plan_study(place, plan)
     if recipe is not None:
