@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 
 from mfdiff_core.data.dataset import SliceSet
-from mfdiff_core.physics.projector import mirrored
 from mfdiff_core.seeding import generator, rng
 
 Augmentation = Literal["none", "flip", "affine"]
@@ -127,6 +126,15 @@ def _permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
 
 def _flips(draws: torch.Tensor) -> torch.Tensor:
     return draws[0] < 0.5
+
+
+def mirrored(sinogram: torch.Tensor) -> torch.Tensor:
+    """Sinogram [..., views, bins] of the image flipped left to right, on the same lines.
+
+    Flipping turns the line of angle a at s into that of pi - a at s, and of 0 at s into 0 at -s.
+    """
+    first, others = sinogram[..., :1, :].flip(-1), sinogram[..., 1:, :].flip(-2)
+    return torch.cat((first, others), dim=-2)
 
 
 def _augment(images: torch.Tensor, kind: Augmentation, draws: torch.Tensor) -> torch.Tensor:

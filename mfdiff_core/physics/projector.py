@@ -100,15 +100,6 @@ class Projector:
         return [sinogram[k::s].reshape(-1, sinogram.shape[2]) for k in range(s)]
 
 
-def mirrored(sinogram: Tensor) -> Tensor:
-    """Sinogram [..., views, bins] of the image flipped left to right, on the same lines.
-
-    Flipping turns the line of angle a at s into that of pi - a at s, and of 0 at s into 0 at -s.
-    """
-    first, others = sinogram[..., :1, :].flip(-1), sinogram[..., 1:, :].flip(-2)
-    return torch.cat((first, others), dim=-2)
-
-
 def _product(matrix: Tensor, columns: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
         return matrix @ columns

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mfdiff_core.data.batches import Augmentation, Batch, BatchStream
+from mfdiff_core.data.batches import Augmentation, Batch, BatchStream, mirrored
 from mfdiff_core.data.dataset import Dataset, SliceSet
 from mfdiff_core.physics.projector import cached_projector
 from tests.comparison.toy_systems import TOY
@@ -65,6 +65,12 @@ def test_sinograms_of_a_batch_are_those_of_its_images(
         y = cached_projector(TOY, 1).project(part.x_p[:, 0].flatten(1).T.contiguous())
         torch.testing.assert_close(part.sinograms[:, 0], y.permute(2, 0, 1))
         assert (part.sinograms[:, 1] == 1).all()
+
+
+def test_mirroring_twice_changes_nothing_and_once_does() -> None:
+    y = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mirrored(mirrored(y)), y)
+    assert not torch.equal(mirrored(y), y)
 
 
 def test_turned_images_have_no_sinograms(slices: SliceSet) -> None:
