@@ -10,6 +10,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from mfdiff_core.bundle import Bundle, Provenance, save_bundle
-from mfdiff_core.config import override
+from mfdiff_core.config import override, to_dict
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.data.intensity import mr_scale, pet_scale
 from mfdiff_core.data.manifest import SHARDS, SPLIT, Manifest, describe_shard
@@ -29,6 +30,7 @@ from mfdiff_core.data.slices import PET_LESION, SliceInfo, SliceRecord, write_sh
 from mfdiff_core.data.splits import make_split
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.model import MFdiffModel, ModelConfig, build_model, preset
+from mfdiff_core.physics.projector import Geometry, cached_projector
 from mfdiff_core.seeding import rng
 
 SIZE = 32
@@ -84,6 +86,7 @@ def _make_dataset(
     subjects: tuple[str, ...] = SUBJECTS,
     slices_per_setting: int = 2,
     seed: int = 0,
+    sinograms: Geometry | None = None,
 ) -> Path:
     """A complete dataset folder: one shard per subject, split and manifest."""
     entries = []
@@ -93,13 +96,24 @@ def _make_dataset(
             for setting in SETTINGS
             for index in range(slices_per_setting)
         ]
+        if sinograms is not None:
+            records = [_measured(record, sinograms) for record in records]
         path = folder / SHARDS / f"{subject}.arrow"
         write_shard(path, records)
         entries.append(describe_shard(folder, path, subject, len(records)))
     make_split(subjects, (0.6, 0.2, 0.2), seed).save(folder / SPLIT)
     origin = {"kind": "test"}
-    Manifest(domain, SIZE, SETTINGS, seed, origin, tuple(entries), {"psnr": 20.0}).save(folder)
+    manifest = Manifest(domain, SIZE, SETTINGS, seed, origin, tuple(entries), {"psnr": 20.0})
+    replace(manifest, sinograms=to_dict(sinograms) if sinograms else {}).save(folder)
     return folder
+
+
+def _measured(record: SliceRecord, geometry: Geometry) -> SliceRecord:
+    """The record with the noiseless sinogram of its LPET, without attenuation."""
+    size = (geometry.image_px, geometry.image_px)
+    x = torch.nn.functional.interpolate(torch.from_numpy(record.x_p)[None, None], size=size)
+    y = cached_projector(geometry, 1).project(x.reshape(-1, 1))[..., 0].numpy()
+    return replace(record, sinogram=np.stack((y, np.ones_like(y))))
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +124,7 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture(scope="session")
 def make_dataset() -> MakeDataset:
-    """``make_dataset(folder, domain, subjects, slices_per_setting, seed)``."""
+    """``make_dataset(folder, domain, subjects, slices_per_setting, seed, sinograms)``."""
     return _make_dataset
 
 

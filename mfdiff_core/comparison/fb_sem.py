@@ -7,7 +7,8 @@ exists on simulated data only.
 
 Adapted: intensity units (the measured data are divided by the slice's scale), so that gamma and
 the CNN see the same range in every slice; gamma is the exponential of what is learned, which keeps
-it positive without the official reset to 0.01; PET and MR both about [0, 1] rather than MR up to
+it positive without the official reset to 0.01; a flipped image has its sinogram flipped with it;
+PET and MR both about [0, 1] rather than MR up to
 5; no crop, as the grid holds little more than the head; no background, as the phantom set has none;
 our projector in place of NumPy's. Where
 x_em is 0 and the prior strong the published form of the root is 0 / 0; the other form of the same

@@ -20,13 +20,15 @@ class Batch(NamedTuple):
     """Images of one step, each [B, 1, H, W] in intensity units.
 
     ``keys`` name the images as they are after augmentation, equal keys being equal images; empty
-    where augmentation draws them anew each time.
+    where augmentation draws them anew each time. ``sinograms`` [B, 2, views, bins] are y and AN,
+    where slices carry them.
     """
 
     x_p: torch.Tensor
     x_m: torch.Tensor
     x_s: torch.Tensor
     keys: tuple[str, ...] = ()
+    sinograms: torch.Tensor | None = None
 
     @property
     def images(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,7 +39,9 @@ class Batch(NamedTuple):
         """Part ``place`` of ``count`` equal parts."""
         size = len(self.x_s) // count
         rows = slice(place * size, (place + 1) * size)
-        return Batch(self.x_p[rows], self.x_m[rows], self.x_s[rows], self.keys[rows])
+        images = (image[rows] for image in self.images)
+        sinograms = None if self.sinograms is None else self.sinograms[rows]
+        return Batch(*images, self.keys[rows], sinograms)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,18 @@ class BatchStream:
         stacked = torch.stack(images).to(self.device or images[0].device, non_blocking=True)
         draws = torch.rand(3, self.batch_size, generator=generator(self.seed, "augment", step))
         x_p, x_m, x_s = _augment(stacked, self.augment, draws)
-        return Batch(x_p, x_m, x_s, _keys(keys, self.augment, draws))
+        return Batch(x_p, x_m, x_s, _keys(keys, self.augment, draws), self._sinograms(rows, draws))
+
+    def _sinograms(self, rows: list[int], draws: torch.Tensor) -> torch.Tensor | None:
+        """Those of slices as augmented; none where other slices are mixed in, or are turned."""
+        held = self.slices.sinograms
+        if held is None or self.augment == "affine" or self.replayed is not None:
+            return None
+        chosen = held[rows].to(self.device or held.device, non_blocking=True)
+        if self.augment == "none":
+            return chosen
+        flip = _flips(draws).to(chosen.device)[:, None, None, None]
+        return torch.where(flip, mirrored(chosen), chosen)
 
     def _rows(self, slices: SliceSet, purpose: str, step: int) -> list[int]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -111,6 +126,15 @@ def _permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
 
 def _flips(draws: torch.Tensor) -> torch.Tensor:
     return draws[0] < 0.5
+
+
+def mirrored(sinogram: torch.Tensor) -> torch.Tensor:
+    """Sinogram [..., views, bins] of the image flipped left to right, on the same lines.
+
+    Flipping turns the line of angle a at s into that of pi - a at s, and of 0 at s into 0 at -s.
+    """
+    first, others = sinogram[..., :1, :].flip(-1), sinogram[..., 1:, :].flip(-2)
+    return torch.cat((first, others), dim=-2)
 
 
 def _augment(images: torch.Tensor, kind: Augmentation, draws: torch.Tensor) -> torch.Tensor:

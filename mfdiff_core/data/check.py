@@ -9,8 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, load_manifest, verify_shard
-from mfdiff_core.data.slices import Shard
+from mfdiff_core.data.manifest import (
+    MANIFEST,
+    SHARDS,
+    SPLIT,
+    Manifest,
+    load_manifest,
+    verify_shard,
+)
+from mfdiff_core.data.slices import SINOGRAMS, Shard, sinogram_size
 from mfdiff_core.data.splits import PARTS, load_split
 from mfdiff_core.errors import DataError
 
@@ -47,6 +54,7 @@ def check_dataset(folder: Path) -> list[Finding]:
             findings.append(Finding("error", "damaged", entry.file, str(fault)))
             continue
         findings += _shard_findings(entry.file, entry.subject, manifest.domain, shard)
+        findings += _sinogram_findings(entry.file, shard, manifest)
     listed = {entry.file for entry in manifest.shards}
     for path in sorted((folder / SHARDS).glob("*.arrow")):
         if path.relative_to(folder).as_posix() not in listed:
@@ -78,6 +86,23 @@ def _shard_findings(file: str, subject: str, domain: str, shard: Shard) -> Itera
         if not (info.scale > 0 and info.mr_scale > 0 and info.voxel_mm > 0):
             text = f"{info.key} has a scale or voxel size that is not positive"
             yield Finding("error", "scale", file, text)
+
+
+def _sinogram_findings(file: str, shard: Shard, manifest: Manifest) -> Iterator[Finding]:
+    found, listed = sinogram_size(shard), manifest.sinogram_size
+    if found != listed:
+        text = f"sinograms of {found} (views, bins), {MANIFEST} says {listed}"
+        yield Finding("error", "sinograms", file, text)
+    if found is None:
+        return
+    y, factors = (shard.arrays[name] for name in SINOGRAMS)
+    for row, info in enumerate(shard.infos):
+        if not (np.isfinite(y[row]).all() and y[row].min() >= 0 and y[row].max() > 0):
+            text = f"y of {info.key} is empty, negative or not finite"
+            yield Finding("error", "sinograms", file, text)
+        if not (np.isfinite(factors[row]).all() and factors[row].min() > 0):
+            text = f"factors of {info.key} are not all positive"
+            yield Finding("error", "sinograms", file, text)
 
 
 def _split_findings(folder: Path, subjects: set[str]) -> list[Finding]:

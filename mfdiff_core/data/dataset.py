@@ -17,14 +17,18 @@ from mfdiff_core.data.manifest import (
     load_manifest,
     verify_shard,
 )
-from mfdiff_core.data.slices import Shard, SliceInfo
+from mfdiff_core.data.slices import SINOGRAMS, Shard, SliceInfo, sinogram_size
 from mfdiff_core.data.splits import Part, Split, load_split
 from mfdiff_core.errors import DataError
 
 
 @dataclass(frozen=True)
 class SliceSet:
-    """Slices as tensors: images [N, 1, H, W] float32 in intensity units, maps [N, H, W] uint8."""
+    """Slices as tensors: images [N, 1, H, W] float32 in intensity units, maps [N, H, W] uint8.
+
+    ``sinograms`` are y, in intensity units, and AN of each LPET, [N, 2, views, bins]; None where
+    the dataset carries none.
+    """
 
     infos: tuple[SliceInfo, ...]
     x_p: torch.Tensor
@@ -32,6 +36,7 @@ class SliceSet:
     x_s: torch.Tensor
     tissue: torch.Tensor
     lesions: torch.Tensor
+    sinograms: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -60,7 +65,8 @@ class SliceSet:
     @property
     def nbytes(self) -> int:
         """Memory that the tensors take."""
-        return sum(x.nbytes for x in (self.x_p, self.x_m, self.x_s, self.tissue, self.lesions))
+        held = (self.x_p, self.x_m, self.x_s, self.tissue, self.lesions, self.sinograms)
+        return sum(x.nbytes for x in held if x is not None)
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SliceSet:
         return replace(
@@ -70,6 +76,7 @@ class SliceSet:
             x_s=change(self.x_s),
             tissue=change(self.tissue),
             lesions=change(self.lesions),
+            sinograms=None if self.sinograms is None else change(self.sinograms),
         )
 
 
@@ -111,6 +118,7 @@ def _gather(chosen: Sequence[tuple[Shard, list[int]]]) -> SliceSet:
             np.concatenate([shard.arrays[name][rows] for shard, rows in chosen])
         )
 
+    carried = all(name in shard.arrays for shard, _ in chosen for name in SINOGRAMS)
     return SliceSet(
         infos,
         x_p=stack("x_p")[:, None],
@@ -118,6 +126,7 @@ def _gather(chosen: Sequence[tuple[Shard, list[int]]]) -> SliceSet:
         x_s=stack("x_s")[:, None],
         tissue=stack("tissue"),
         lesions=stack("lesions"),
+        sinograms=torch.stack([stack(name) for name in SINOGRAMS], dim=1) if carried else None,
     )
 
 
@@ -151,3 +160,5 @@ def _check_contents(manifest: Manifest, entry: ShardEntry, shard: Shard) -> None
     size = shard.arrays["x_p"].shape[-1]
     if size != manifest.image_size:
         raise DataError(f"{entry.file}: {size} pixels wide, {MANIFEST} says {manifest.image_size}")
+    if (found := sinogram_size(shard)) != (listed := manifest.sinogram_size):
+        raise DataError(f"{entry.file}: sinograms of {found}, {MANIFEST} says {listed}")

@@ -35,7 +35,8 @@ class ShardEntry:
 class Manifest:
     """Dataset description: slices, origin (physics or ingest settings) and shard hashes.
 
-    ``facts`` are those of `facts.dataset_facts`: what the low-dose slices are like.
+    ``facts`` are those of `facts.dataset_facts`: what the low-dose slices are like. ``sinograms``
+    is the projector's geometry where slices carry y and AN; they lie on its grid.
     """
 
     domain: str
@@ -47,6 +48,7 @@ class Manifest:
     lpet: dict[str, float]
     schema_version: int = SCHEMA_VERSION
     facts: dict[str, Any] = field(default_factory=dict)
+    sinograms: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -57,6 +59,13 @@ class Manifest:
     def subjects(self) -> tuple[str, ...]:
         """Subjects in shard order."""
         return tuple(entry.subject for entry in self.shards)
+
+    @property
+    def sinogram_size(self) -> tuple[int, int] | None:
+        """Views and bins of the sinograms; None where slices carry none."""
+        if not self.sinograms:
+            return None
+        return int(self.sinograms["num_views"]), int(self.sinograms["num_bins"])
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,9 @@
 """Slices on disk: one Arrow IPC file per shard, memory-mapped, viewed without a copy.
 
 A row holds one triplet (x_p, x_m, x_s) of float32 images divided by their scales, the maps of
-tissue and lesions where the slice was simulated, and what is known about it.
+tissue and lesions where the slice was simulated, and what is known about it. Shards of simulated
+sets made so also hold what each LPET was reconstructed from: measured data y, divided by the scale
+of the PET, and factors AN.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ _INTEGERS = ("slice_index", "rotation_index")
 _REALS = ("voxel_mm", "scale", "mr_scale", "num_counts", "dose_mbq")
 _IMAGES = ("x_p", "x_m", "x_s")
 _MAPS = ("tissue", "lesions")
+SINOGRAMS = ("y", "factors")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class SliceInfo:
 
 @dataclass(frozen=True)
 class SliceRecord:
-    """One slice: its facts, its float32 [H, W] images, its uint8 [H, W] maps (zeros if unknown)."""
+    """One slice: its facts, its float32 [H, W] images, its uint8 [H, W] maps (zeros if unknown).
+
+    ``sinogram`` holds y and AN, float32 [2, views, bins], in all slices of a shard or in none.
+    """
 
     info: SliceInfo
     x_p: npt.NDArray[np.float32]
@@ -64,18 +70,35 @@ class SliceRecord:
     x_s: npt.NDArray[np.float32]
     tissue: npt.NDArray[np.uint8]
     lesions: npt.NDArray[np.uint8]
+    sinogram: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A mapped shard: ``infos`` by row and ``arrays[name]`` [N, H, W] as views of the file."""
+    """A mapped shard: ``infos`` by row and ``arrays[name]`` [N, H, W] as views of the file.
+
+    ``arrays`` has `SINOGRAMS` [N, views, bins] too where the set carries them.
+    """
 
     infos: tuple[SliceInfo, ...]
     arrays: dict[str, npt.NDArray[Any]]
 
 
-def schema(image_size: int) -> pa.Schema:
-    """Arrow schema of a shard of ``image_size`` x ``image_size`` slices."""
+def sinogram_size(shard: Shard) -> tuple[int, int] | None:
+    """Views and bins of the sinograms in a shard; None where it holds none."""
+    if SINOGRAMS[0] not in shard.arrays:
+        return None
+    _, views, bins = shard.arrays[SINOGRAMS[0]].shape
+    return views, bins
+
+
+def schema(image_size: int, sinogram: tuple[int, int] | None = None) -> pa.Schema:
+    """Arrow schema of a shard of ``image_size`` x ``image_size`` slices.
+
+    Args:
+        image_size: rows and columns.
+        sinogram: views and bins, where the slices carry sinograms.
+    """
     num_pixels = image_size * image_size
     fields = [pa.field(name, pa.string(), nullable=False) for name in _TEXTS]
     fields += [pa.field(name, pa.int32(), nullable=False) for name in _INTEGERS]
@@ -83,6 +106,9 @@ def schema(image_size: int) -> pa.Schema:
     fields += [_pixels(name, pa.float32(), num_pixels) for name in _IMAGES]
     fields += [_pixels(name, pa.uint8(), num_pixels) for name in _MAPS]
     facts = {"mfdiff.schema": str(SCHEMA_VERSION), "mfdiff.image_size": str(image_size)}
+    if sinogram is not None:
+        fields += [_pixels(name, pa.float32(), sinogram[0] * sinogram[1]) for name in SINOGRAMS]
+        facts["mfdiff.sinogram"] = f"{sinogram[0]}x{sinogram[1]}"
     return pa.schema(fields, metadata=facts)
 
 
@@ -99,20 +125,21 @@ def write_shard(path: Path, records: Sequence[SliceRecord]) -> None:
     """
     if not records:
         raise DataError(f"{path.name}: a shard needs at least one slice")
-    image_size = records[0].x_p.shape[0]
+    first = records[0]
     for record in records:
-        _check(record, image_size)
+        _check(record, first)
+    layout = schema(len(first.x_p), _shape(first.sinogram))
     columns: list[pa.Array] = []
-    for field in schema(image_size):
-        if field.name in _IMAGES or field.name in _MAPS:
-            stacked = np.stack([getattr(record, field.name) for record in records])
-            dtype = np.float32 if field.name in _IMAGES else np.uint8
+    for field in layout:
+        if pa.types.is_fixed_size_list(field.type):
+            stacked = np.stack([_pixels_of(record, field.name) for record in records])
+            dtype = np.uint8 if field.name in _MAPS else np.float32
             flat = pa.array(np.ascontiguousarray(stacked, dtype=dtype).ravel())
             columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
         else:
             values = [getattr(record.info, field.name) for record in records]
             columns.append(pa.array(values, type=field.type))
-    batch = pa.record_batch(columns, schema=schema(image_size))
+    batch = pa.record_batch(columns, schema=layout)
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -121,7 +148,20 @@ def write_shard(path: Path, records: Sequence[SliceRecord]) -> None:
         writer.write_batch(batch)
 
 
-def _check(record: SliceRecord, image_size: int) -> None:
+def _shape(sinogram: npt.NDArray[np.float32] | None) -> tuple[int, int] | None:
+    return None if sinogram is None else (sinogram.shape[1], sinogram.shape[2])
+
+
+def _pixels_of(record: SliceRecord, name: str) -> npt.NDArray[Any]:
+    if name in SINOGRAMS:
+        assert record.sinogram is not None, "the schema has these columns only where they are"
+        return record.sinogram[SINOGRAMS.index(name)]
+    image: npt.NDArray[Any] = getattr(record, name)
+    return image
+
+
+def _check(record: SliceRecord, first: SliceRecord) -> None:
+    image_size = len(first.x_p)
     for name in _IMAGES + _MAPS:
         image = getattr(record, name)
         if image.shape != (image_size, image_size):
@@ -132,6 +172,11 @@ def _check(record: SliceRecord, image_size: int) -> None:
     for name in _IMAGES:
         if not np.isfinite(getattr(record, name)).all():
             raise DataError(f"slice {record.info.key}: {name} has NaN or infinite pixels")
+    if _shape(record.sinogram) != _shape(first.sinogram):
+        raise DataError(
+            f"slice {record.info.key}: sinogram {_shape(record.sinogram)}, the shard's first slice"
+            f" has {_shape(first.sinogram)}; all slices of a dataset carry equal ones, or none"
+        )
 
 
 def read_shard(path: Path) -> Shard:
@@ -143,25 +188,34 @@ def read_shard(path: Path) -> Shard:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         image_size = int(reader.schema.metadata[b"mfdiff.image_size"])
-        if not reader.schema.equals(schema(image_size), check_metadata=True):
+        sinogram = _size(reader.schema.metadata.get(b"mfdiff.sinogram"))
+        if not reader.schema.equals(schema(image_size, sinogram), check_metadata=True):
             raise DataError(f"{path}: not a slice shard of schema version {SCHEMA_VERSION}")
         if reader.num_record_batches != 1:
             raise DataError(f"{path}: {reader.num_record_batches} record batches, expected 1")
         batch = reader.get_batch(0)
         batch.validate(full=True)  # a damaged offset would take the process down when followed
-        return _view(batch, image_size)
+        return _view(batch, image_size, sinogram)
     except FileNotFoundError:
         raise DataError(f"{path}: no such shard") from None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as fault:
         raise DataError(f"{path}: not a readable slice shard ({fault})") from None
 
 
-def _view(batch: pa.RecordBatch, image_size: int) -> Shard:
+def _size(text: bytes | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    views, bins = text.split(b"x")
+    return int(views), int(bins)
+
+
+def _view(batch: pa.RecordBatch, image_size: int, sinogram: tuple[int, int] | None) -> Shard:
     facts = [batch.column(name).to_pylist() for name in (*_TEXTS, *_INTEGERS, *_REALS)]
     infos = tuple(SliceInfo(*row) for row in zip(*facts, strict=True))
-    shape = (batch.num_rows, image_size, image_size)
+    shapes = dict.fromkeys(_IMAGES + _MAPS, (image_size, image_size))
+    shapes |= dict.fromkeys(SINOGRAMS, sinogram) if sinogram else {}
     arrays = {
-        name: batch.column(name).flatten().to_numpy(zero_copy_only=True).reshape(shape)
-        for name in _IMAGES + _MAPS
+        name: batch.column(name).flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
+        for name, shape in shapes.items()
     }
     return Shard(infos, arrays)

@@ -33,7 +33,8 @@ def restore_slices(
         rows = slice(start, start + batch_size)
         keys = [info.key for info in slices.infos[rows]]
         x_p, x_m = slices.x_p[rows].to(device), slices.x_m[rows].to(device)
-        parts.append(model.restore(x_p, x_m, keys, seed=seed, sampler=sampler))
+        given = None if slices.sinograms is None else slices.sinograms[rows].to(device)
+        parts.append(model.restore(x_p, x_m, keys, seed=seed, sampler=sampler, sinograms=given))
         if on_batch is not None:
             on_batch(min(start + batch_size, len(slices)))
     return Restored(torch.cat([p.x_s for p in parts]), torch.cat([p.spread for p in parts]))

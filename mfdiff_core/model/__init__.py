@@ -5,7 +5,7 @@ Reading order: `restoration_model` (what each of them is), `mfdiff_model`, `comp
 """
 
 from mfdiff_core.model.build import build_model, stage_depths
-from mfdiff_core.model.comparison_model import ComparisonModel
+from mfdiff_core.model.comparison_model import NEEDS_SINOGRAMS, ComparisonModel
 from mfdiff_core.model.config import (
     MODELS,
     PRESETS,
@@ -19,6 +19,7 @@ from mfdiff_core.model.restoration_model import Layout, RestorationModel, Restor
 
 __all__ = [
     "MODELS",
+    "NEEDS_SINOGRAMS",
     "PRESETS",
     "AnyModelConfig",
     "ComparisonModel",

@@ -19,6 +19,12 @@ from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model.restoration_model import RestorationModel, Restored
 
+NEEDS_SINOGRAMS = (
+    "reconstructs from measured sinograms, which images do not carry; only a phantom set made by"
+    " `mfdiff-platform simulate --domain phantom --sinograms` does"
+)
+"""Why a system cannot be used; its name goes before."""
+
 
 class ComparisonModel(RestorationModel):
     """A system of `comparison` in MFdiff's place."""
@@ -49,6 +55,11 @@ class ComparisonModel(RestorationModel):
                 norm.eval()
         return self
 
+    @property
+    def needs_sinograms(self) -> bool:
+        """Whether the system reconstructs."""
+        return self.network.needs_sinograms
+
     def statistics(self) -> list[Tensor]:
         """Running statistics of the batch norms."""
         return [buffer for norm in self._batch_norms() for buffer in norm.buffers()]
@@ -76,15 +87,22 @@ class ComparisonModel(RestorationModel):
         *,
         seed: int = 0,
         sampler: SamplerConfig | None = None,
+        sinograms: Tensor | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Restored:
         """Restore slices.
 
         Raises:
-            ConfigError: a sampler was given, which only MFdiff has.
+            ConfigError: a sampler was given, which only MFdiff has; or no sinograms, which the
+                system needs.
         """
         if sampler is not None:
             raise ConfigError(f"{self.config.system} has no sampler to replace; only mfdiff has")
         noise = NoiseSource(seed, keys, (x_p.shape[-2], x_p.shape[-1]), x_p.device)
-        drawn = self.network.restore(x_p, x_m, noise, on_step=on_step)
+        scan: tuple[Tensor, ...] = ()
+        if self.needs_sinograms:
+            if sinograms is None:
+                raise ConfigError(f"{self.config.system} {NEEDS_SINOGRAMS}")
+            scan = sinograms.unbind(1)
+        drawn = self.network.restore(x_p, x_m, noise, *scan, on_step=on_step)
         return Restored(drawn.mean, drawn.std)

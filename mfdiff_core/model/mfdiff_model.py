@@ -76,6 +76,7 @@ class MFdiffModel(RestorationModel):
         *,
         seed: int = 0,
         sampler: SamplerConfig | None = None,
+        sinograms: Tensor | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Restored:
         """Restore slices; the fusion runs once per slice, whatever the number of steps."""

@@ -55,6 +55,11 @@ class RestorationModel(nn.Module, ABC):
         return []
 
     @property
+    def needs_sinograms(self) -> bool:
+        """Whether losses and restoration take the measured data."""
+        return False
+
+    @property
     def fusion_is_frozen(self) -> bool:
         """Whether F of an image stays what it is during training; never without a fusion."""
         return False
@@ -81,7 +86,7 @@ class RestorationModel(nn.Module, ABC):
 
         Args:
             x_p, x_m, x_s: images [B, 1, H, W] in intensity units.
-            drawn: what `draw` returned for these rows.
+            drawn: what `draw` returned for these rows, behind y and AN if `needs_sinograms`.
             f: what `fuse` gives for x_p and x_m, where it is known.
         """
 
@@ -100,6 +105,7 @@ class RestorationModel(nn.Module, ABC):
         *,
         seed: int = 0,
         sampler: SamplerConfig | None = None,
+        sinograms: Tensor | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Restored:
         """Restore slices.
@@ -109,5 +115,6 @@ class RestorationModel(nn.Module, ABC):
             keys: one name per slice; its noise depends on (seed, name) alone.
             seed: seed of the restoration noise.
             sampler: instead of the model's own; only MFdiff has one.
+            sinograms: y and AN [B, 2, views, bins]; read if `needs_sinograms`.
             on_step: called after each network evaluation with (done, total).
         """

@@ -166,10 +166,14 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Image:
-    """A reconstructed image [n, n] in the unit of the activity, and its expected trues."""
+    """A reconstructed image [n, n] in the unit of the activity, and its expected trues.
+
+    ``data`` are what it was made from, where they were asked for: y and AN, [2, views, bins].
+    """
 
     values: Floats
     num_counts: float
+    data: Floats | None = None
 
 
 def acquire(
@@ -179,15 +183,16 @@ def acquire(
     psf_data_mm: float,
     recon: ReconConfig,
     device: str = "cpu",
+    *,
+    keep_data: bool = False,
 ) -> list[Image]:
     """Images of all exposures, in batches of fixed composition (Sec. 4.2)."""
     images: list[Image] = []
     for part in batches(len(exposures)):
         batch = exposures[part]
         filled = batch + batch[:1] * (-len(batch) % _LANES)
-        images += _acquire_batch(filled, scanner, geometry, psf_data_mm, recon, device)[
-            : len(batch)
-        ]
+        made = _acquire_batch(filled, scanner, geometry, psf_data_mm, recon, device, keep_data)
+        images += made[: len(batch)]
     return images
 
 
@@ -198,6 +203,7 @@ def _acquire_batch(
     psf_data_mm: float,
     recon: ReconConfig,
     device: str,
+    keep_data: bool,
 ) -> list[Image]:
     projector = cached_projector(geometry, recon.num_subsets, device)
     blur = GaussianBlur(psf_data_mm, geometry.voxel_mm)
@@ -227,8 +233,14 @@ def _acquire_batch(
         background if scanner.background_fraction > 0 else None,
     )
     x = GaussianBlur(recon.post_filter_mm, geometry.voxel_mm)(x).cpu()
+    data = torch.stack((measured, factors * efficiency)).cpu().numpy() if keep_data else None
     return [
-        Image(values=x[:, :, i].contiguous().numpy(), num_counts=n) for i, n in enumerate(counts)
+        Image(
+            values=x[:, :, i].contiguous().numpy(),
+            num_counts=n,
+            data=None if data is None else data[..., i],
+        )
+        for i, n in enumerate(counts)
     ]
 
 

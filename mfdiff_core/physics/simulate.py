@@ -59,6 +59,8 @@ class SimulatedSlice:
         x_m: MR in arbitrary units, float32 [H, W].
         tissue: `Tissue` codes, uint8 [H, W].
         lesions: bit 1 = PET lesion, bit 2 = MR lesion, uint8 [H, W].
+        sinogram: where asked for, what the LPET was reconstructed from: measured data y, in the
+            unit of the activity, and factors AN, float32 [2, views, bins].
     """
 
     setting: str
@@ -73,10 +75,16 @@ class SimulatedSlice:
     x_s: Floats
     tissue: Bytes
     lesions: Bytes
+    sinogram: Floats | None = None
 
 
 def simulate_subject(
-    config: SimulationConfig, subject: SubjectSource, seed: int, device: str = "cpu"
+    config: SimulationConfig,
+    subject: SubjectSource,
+    seed: int,
+    device: str = "cpu",
+    *,
+    sinograms: bool = False,
 ) -> list[SimulatedSlice]:
     """All slices of one subject: by rotation, then slice, then setting.
 
@@ -85,6 +93,7 @@ def simulate_subject(
         subject: one of `list_subjects`.
         seed: seed of the dataset.
         device: where projection and reconstruction run.
+        sinograms: keep the data of the LPET; only for recipes without background and frames.
 
     Raises:
         DataError: the subject's file cannot be used.
@@ -92,7 +101,7 @@ def simulate_subject(
     anatomy = subject_anatomy(config, subject)
     head = build_head(anatomy, config.lesions, config.contrast, (seed, subject.name))
     views = list(_views(config, head, subject.name, seed))
-    images = _images(config, head, views, subject.name, seed, device)
+    images = _images(config, head, views, subject.name, seed, device, sinograms=sinograms)
     return [
         _slice(config, setting, view, index, images, subject.name)
         for index, view in enumerate(views)
@@ -150,9 +159,17 @@ def _angles(slices: SlicesConfig, subject: str, seed: int) -> list[float]:
 
 
 def _images(
-    config: SimulationConfig, head: Head, views: list[_View], subject: str, seed: int, device: str
+    config: SimulationConfig,
+    head: Head,
+    views: list[_View],
+    subject: str,
+    seed: int,
+    device: str,
+    *,
+    sinograms: bool,
 ) -> dict[str, list[Image]]:
     """Images [view] of each acquisition; those with equal physics are reconstructed together."""
+    low = {setting.low for setting in config.settings}
     groups: dict[object, list[AcquisitionConfig]] = {}
     for a in config.acquisitions:
         groups.setdefault((a.psf_data_mm, a.recon), []).append(a)
@@ -160,7 +177,13 @@ def _images(
     for group in groups.values():
         exposures = [e for a in group for e in _exposures(config, a, head, views, subject, seed)]
         made = acquire(
-            exposures, config.scanner, config.geometry, group[0].psf_data_mm, group[0].recon, device
+            exposures,
+            config.scanner,
+            config.geometry,
+            group[0].psf_data_mm,
+            group[0].recon,
+            device,
+            keep_data=sinograms and not low.isdisjoint(group),
         )
         for i, a in enumerate(group):
             images[a.name] = made[i * len(views) : (i + 1) * len(views)]
@@ -219,6 +242,7 @@ def _slice(
         x_s=_output(config.grid, setting.standard, standard.values),
         tissue=view.tissue,
         lesions=view.lesions,
+        sinogram=low.data,
     )
 
 

@@ -26,6 +26,7 @@ class OptimConfig:
         lr: peak learning rate.
         warmup: steps of linear warm-up.
         schedule: shape after the warm-up.
+        hold: share of what follows the warm-up before a falling schedule begins to fall.
         weight_decay: decoupled weight decay.
         max_grad_norm: global norm at which gradients are clipped.
         ema: decay of the averaged weights, approached as (1 + n) / (10 + n); 0 turns it off.
@@ -41,6 +42,7 @@ class OptimConfig:
     ema: float = 0.9999
     layer_decay: float = 1.0
     l2sp: float = 0.0
+    hold: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < 1:
@@ -53,6 +55,8 @@ class OptimConfig:
             raise ValueError(f"max_grad_norm must be positive, got {self.max_grad_norm=}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema=}")
+        if not 0 <= self.hold < 1:
+            raise ValueError(f"hold must lie in [0, 1), got {self.hold=}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay=}")
 
@@ -62,8 +66,9 @@ def lr_factor(config: OptimConfig, step: int, iterations: int) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, iterations - config.warmup)
-    if config.schedule == "constant":
+    if config.schedule == "constant" or progress <= config.hold:
         return 1.0
+    progress = (progress - config.hold) / (1 - config.hold)
     fall = (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
     return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * fall
 

@@ -177,7 +177,7 @@ class Stepper:
         total = torch.zeros((), device=device)
         for piece, last in _pieces(count, self.accumulate):
             given = {} if f is None else {"f": f[piece]}
-            inputs = [values[piece] for values in (*rows.images, *drawn)]
+            inputs = [values[piece] for values in (*rows.images, *self._measured(rows), *drawn)]
             with self._syncing(last=last):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     loss: Tensor = self.module(*inputs, **given)
@@ -185,6 +185,13 @@ class Stepper:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().float()
         return total
+
+    def _measured(self, rows: Batch) -> tuple[Tensor, ...]:
+        """y and AN of a batch for a system that reconstructs."""
+        if not self.state.model.needs_sinograms:
+            return ()
+        assert rows.sinograms is not None, "preflight refuses datasets without sinograms"
+        return rows.sinograms.unbind(1)
 
     def _syncing(self, *, last: bool) -> AbstractContextManager[None]:
         """Workers average gradients after the last micro-batch only."""

@@ -20,11 +20,17 @@ from mfdiff_core.files import write_bytes, write_json
 from mfdiff_core.model import build_model
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.compare_figures import write_figures
-from mfdiff_platform.compare_plan import PHANTOM, CompareScale, Comparison, Method
+from mfdiff_platform.compare_plan import (
+    PHANTOM,
+    CompareScale,
+    Comparison,
+    Method,
+    without_sinograms,
+)
 from mfdiff_platform.compare_restoration import Restoration, filtered, restored_by
 from mfdiff_platform.compare_slices import by_setting, evenly
 from mfdiff_platform.compare_training import Arm, Trained, trained
-from mfdiff_platform.preflight import check_image_size
+from mfdiff_platform.preflight import check_augmentation, check_image_size
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.tracking import TrackingStore
@@ -75,9 +81,12 @@ def compare(
         TrainingError: a training diverged.
     """
     slices = _open(workspace, comparison, data, phantom)
+    if not slices.domain.manifest.sinograms:
+        comparison = without_sinograms(comparison)
     arms = {m.label: _arm(m, scale, slices, comparison.domain) for m in comparison.methods}
     for arm in arms.values():
         check_image_size(slices.domain, arm.model)
+        check_augmentation(arm.model, arm.recipe.augment)
     setting = comparison.setting or None
     test = evenly(slices.domain.part("test", setting), scale.test_slices)
     folder = workspace.comparison(_name(comparison, scale))

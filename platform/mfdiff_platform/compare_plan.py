@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import sha256_text
-from mfdiff_core.model import MODELS, AnyModelConfig, ModelConfig, averaging, preset
+from mfdiff_core.model import (
+    MODELS,
+    NEEDS_SINOGRAMS,
+    AnyModelConfig,
+    ModelConfig,
+    averaging,
+    preset,
+)
 from mfdiff_core.networks.presets import network_preset
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, Strategy
@@ -21,7 +28,6 @@ LABELS = {
 }
 RIVALS = ("m-unet", "fb-sem", "ea-gan", "hi-net", "cncl", "csrd")
 LADDER = ("unet", "munet", "gmunet", "dmunet", "cmunet")
-NO_SINOGRAMS = "it reconstructs from measured sinograms, which datasets of slices do not carry"
 LONGEST_NAME = 24
 """Longer lists of models are named by their number and a hash."""
 MEAN_EVALUATIONS = 20
@@ -174,14 +180,12 @@ def own(models: Sequence[str], domain: str, samples: int) -> Comparison:
     """Models of one's choice on a domain of one's own.
 
     Raises:
-        ConfigError: an unknown model, none, or one that cannot be trained on slices.
+        ConfigError: an unknown model.
     """
     for model in models:
         if model not in MODELS:
             raise ConfigError(f"unknown model {model!r}; valid models are {', '.join(MODELS)}")
     chosen = tuple(dict.fromkeys(models))
-    if set(chosen) <= {"fb-sem"}:
-        raise ConfigError(f"nothing to compare: give --models other than fb-sem ({NO_SINOGRAMS})")
     joined = "-".join(chosen)
     if len(joined) > LONGEST_NAME:
         joined = f"{len(chosen)}-models-{sha256_text(joined)[:6]}"
@@ -192,11 +196,22 @@ def own(models: Sequence[str], domain: str, samples: int) -> Comparison:
 def _restoration(
     name: str, title: str, domain: str, systems: Sequence[str], samples: int
 ) -> Comparison:
-    methods = [row for system in systems if system != "fb-sem" for row in _rows(system, samples)]
-    left_out = {LABELS["fb-sem"]: NO_SINOGRAMS} if "fb-sem" in systems else {}
-    return Comparison(
-        name=name, title=title, domain=domain, methods=tuple(methods), left_out=left_out
-    )
+    methods = tuple(row for system in systems for row in _rows(system, samples))
+    return Comparison(name=name, title=title, domain=domain, methods=methods)
+
+
+def without_sinograms(comparison: Comparison) -> Comparison:
+    """The comparison on slices that carry none: FB-SEM is left out with the reason.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    kept = tuple(method for method in comparison.methods if method.system != "fb-sem")
+    why = f"it {NEEDS_SINOGRAMS}"
+    if not kept:
+        raise ConfigError(f"nothing to compare: give --models other than fb-sem; {why}")
+    left_out = {m.label: why for m in comparison.methods if m not in kept}
+    return replace(comparison, methods=kept, left_out=left_out)
 
 
 def _rows(system: str, samples: int) -> list[Method]:

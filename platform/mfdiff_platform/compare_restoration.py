@@ -120,8 +120,13 @@ def _restore(
         rows = slice(start, start + BATCH_SIZE)
         keys = [info.key for info in slices.infos[rows]]
         images = (slices.x_p[rows].to(device), slices.x_m[rows].to(device))
+        given = None if slices.sinograms is None else slices.sinograms[rows].to(device)
         done = model.restore(
-            *images, keys, seed=seed, on_step=lambda _, total: evaluations.append(total)
+            *images,
+            keys,
+            seed=seed,
+            sinograms=given,
+            on_step=lambda _, total: evaluations.append(total),
         )
         parts.append(done.x_s.cpu())
         show(min(start + BATCH_SIZE, len(slices)))

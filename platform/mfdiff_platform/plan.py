@@ -78,6 +78,8 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     held_out = dataset.part("validation", plan.setting or None)
     pretrained = _pretrained(workspace, plan)
     check_image_size(dataset, pretrained.config)
+    if pretrained.config.system == "fb-sem":
+        raise ConfigError("fb-sem is trained on phantoms alone: adapt another --model")
     _check_voxels(dataset, held_out.infos[0].voxel_mm, pretrained)
     _check_metrics(plan, {info.setting for info in held_out.infos})
     space = parse(file.space()) if file else load(resolve(plan.domain, plan.space_file))

@@ -10,20 +10,19 @@ import math
 import shutil
 from pathlib import Path
 
+from mfdiff_core.comparison.fb_sem import FBSEMConfig
+from mfdiff_core.config import from_dict, to_dict
+from mfdiff_core.data.batches import Augmentation
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError
-from mfdiff_core.model import AnyModelConfig, build_model
+from mfdiff_core.model import NEEDS_SINOGRAMS, AnyModelConfig, build_model
+from mfdiff_core.physics.projector import Geometry
 from mfdiff_platform.checkpoints import KEPT, checkpoint_bytes, no_space
 from mfdiff_platform.cluster import Cluster, is_addressed, is_connected, machine
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.pretrain_request import PretrainRequest, Workers, share_batch
 
 _BUNDLES = 2
-
-NEEDS_SINOGRAMS = (
-    "fb-sem reconstructs images from measured sinograms, and datasets of slices carry none; choose"
-    " another model"
-)
 
 
 def check_machine(workers: Workers) -> None:
@@ -51,6 +50,7 @@ def check_request(request: PretrainRequest, workers: Workers, folder: Path) -> D
         ResourceError: no space for the checkpoints.
     """
     share_batch(request, workers.count)
+    check_augmentation(request.model, request.augment)
     dataset = open_dataset(Path(request.data))
     check_image_size(dataset, request.model)
     check_disk(folder, request.model)
@@ -63,8 +63,8 @@ def check_image_size(dataset: Dataset, model: AnyModelConfig) -> None:
     Raises:
         ConfigError: sizes differ, or the model needs what the slices do not carry.
     """
-    if model.system == "fb-sem":
-        raise ConfigError(f"{dataset.folder}: {NEEDS_SINOGRAMS}")
+    if isinstance(model, FBSEMConfig):
+        _check_sinograms(dataset, model)
     have, want = dataset.manifest.image_size, model.image_size
     if have != want:
         setting = f"{'network.' if model.system == 'mfdiff' else ''}image_size"
@@ -72,6 +72,30 @@ def check_image_size(dataset: Dataset, model: AnyModelConfig) -> None:
             f"{dataset.folder}: slices of {have}x{have} pixels, the model takes {want}x{want};"
             f" simulate at {want}x{want}, or pretrain a model of that size"
             f" (pretrain --set model.{setting}={have})"
+        )
+
+
+def check_augmentation(model: AnyModelConfig, augment: Augmentation) -> None:
+    """Refuse to turn images whose sinograms cannot be turned alike.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if isinstance(model, FBSEMConfig) and augment == "affine":
+        raise ConfigError(
+            f"{model.system} takes augmentation flip or none: sinograms are measured on lines that"
+            " a turned or zoomed image does not have"
+        )
+
+
+def _check_sinograms(dataset: Dataset, model: FBSEMConfig) -> None:
+    have = dataset.manifest.sinograms
+    if not have:
+        raise ConfigError(f"{dataset.folder}: {model.system} {NEEDS_SINOGRAMS}")
+    if from_dict(Geometry, have) != model.geometry:
+        raise ConfigError(
+            f"{dataset.folder}: sinograms of {have}, the model takes {to_dict(model.geometry)};"
+            " set it by pretrain --set model.geometry.num_bins=... and so on"
         )
 
 

@@ -61,6 +61,7 @@ class SimulationRequest:
         labels: segmentations (NIfTI) to use instead; each is one subject.
         label_map: value in those files to tissue name.
         seed: keys every random draw.
+        sinograms: store what each LPET was reconstructed from, for FB-SEM.
     """
 
     domain: str
@@ -70,10 +71,16 @@ class SimulationRequest:
     labels: tuple[Path, ...] = ()
     label_map: Mapping[int, str] = field(default_factory=dict)
     seed: int = 0
+    sinograms: bool = False
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
             raise ConfigError(f"unknown domain {self.domain!r}; simulated are {', '.join(DOMAINS)}")
+        if self.sinograms and self.domain != "phantom":
+            raise ConfigError(
+                f"--sinograms is for --domain phantom; {self.domain} stands in for in-vivo scans,"
+                " whose images come without the measured sinograms"
+            )
         if self.brainweb is not None and self.domain != "phantom":
             raise ConfigError(f"--brainweb is for --domain phantom; {self.domain} is other people")
         if self.labels and (self.brainweb or self.num_subjects):
@@ -114,10 +121,12 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
         "subjects": {s.name: sha256_file(s.path) if s.path else "" for s in subjects},
         "config": to_dict(config),
     }
+    if request.sinograms:
+        origin["sinograms"] = True
     if _is_finished(out, origin):
         return load_manifest(out)
     write_json(out / ORIGIN, origin)
-    entries, lpet = _run(config, subjects, request.seed, out)
+    entries, lpet = _run(config, subjects, request, out)
     fractions = PAPER_FRACTIONS if request.domain == "phantom" else STAND_IN_FRACTIONS
     if len(subjects) >= 3:
         make_split([s.name for s in subjects], fractions, request.seed).save(out / SPLIT)
@@ -131,6 +140,7 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
         shards=tuple(entries),
         lpet=lpet,
         facts=dataset_facts(shards),
+        sinograms=to_dict(config.geometry) if request.sinograms else {},
     )
     manifest.save(out)
     return manifest
@@ -148,7 +158,10 @@ def _is_finished(out: Path, origin: dict[str, Any]) -> bool:
 
 
 def _run(
-    config: SimulationConfig, subjects: tuple[SubjectSource, ...], seed: int, out: Path
+    config: SimulationConfig,
+    subjects: tuple[SubjectSource, ...],
+    request: SimulationRequest,
+    out: Path,
 ) -> tuple[list[ShardEntry], dict[str, float]]:
     """Simulate all subjects on the cluster; entries in the order of ``subjects``."""
     import ray
@@ -159,7 +172,7 @@ def _run(
         done: dict[str, tuple[ShardEntry, list[list[float]]]] = {}
         tasks = [
             remote.options(name=f"simulate:{config.domain}:{subject.name}").remote(
-                config, subject, seed, out
+                config, subject, request.seed, out, sinograms=request.sinograms
             )
             for subject in subjects
         ]
@@ -173,7 +186,12 @@ def _run(
 
 
 def _simulate_shard(
-    config: SimulationConfig, subject: SubjectSource, seed: int, out: Path
+    config: SimulationConfig,
+    subject: SubjectSource,
+    seed: int,
+    out: Path,
+    *,
+    sinograms: bool = False,
 ) -> tuple[ShardEntry, list[list[float]]]:
     """Worker: write one subject's shard unless it is there; returns its LPET metrics too."""
     import torch
@@ -181,10 +199,8 @@ def _simulate_shard(
     torch.set_num_threads(1)
     path = out / SHARDS / f"{subject.name}.arrow"
     if not path.is_file():
-        records = [
-            to_record(config.domain, drawn) for drawn in simulate_subject(config, subject, seed)
-        ]
-        write_shard(path, records)
+        drawn = simulate_subject(config, subject, seed, sinograms=sinograms)
+        write_shard(path, [to_record(config.domain, each) for each in drawn])
     shard = read_shard(path)
     # The LPET row as the paper has it: own maxima, and the usual defaults of its SSIM.
     x_p, x_s = shard.arrays["x_p"], shard.arrays["x_s"]
@@ -209,4 +225,8 @@ def to_record(domain: str, drawn: SimulatedSlice) -> SliceRecord:
     )
     images = (drawn.x_p / scale, drawn.x_m / scale_m, drawn.x_s / scale)
     x_p, x_m, x_s = (image.astype(np.float32) for image in images)
-    return SliceRecord(info, x_p, x_m, x_s, drawn.tissue, drawn.lesions)
+    sinogram = None
+    if drawn.sinogram is not None:
+        y, factors = drawn.sinogram
+        sinogram = np.stack((y / np.float32(scale), factors))
+    return SliceRecord(info, x_p, x_m, x_s, drawn.tissue, drawn.lesions, sinogram)

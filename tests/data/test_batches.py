@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mfdiff_core.data.batches import Augmentation, Batch, BatchStream
+from mfdiff_core.data.batches import Augmentation, Batch, BatchStream, mirrored
 from mfdiff_core.data.dataset import Dataset, SliceSet
+from mfdiff_core.physics.projector import cached_projector
+from tests.comparison.toy_systems import TOY
 
 AUGMENTATIONS: tuple[Augmentation, ...] = ("none", "flip", "affine")
 
@@ -42,6 +44,37 @@ def test_batch_is_a_function_of_seed_and_step(slices: SliceSet, augment: Augment
     torch.manual_seed(99)
     second = BatchStream(slices, 5, 0, augment, slices, 0.5)
     assert all(same(second(step), in_order[step]) for step in (7, 0, 3, 3, 5))
+
+
+def measured(slices: SliceSet) -> SliceSet:
+    """The set with sinograms of its LPETs; as on the scanner's grid, one pixel is 2 mm."""
+    columns = slices.x_p[:, 0].flatten(1).T.contiguous()
+    y = cached_projector(TOY, 1).project(columns).permute(2, 0, 1)
+    return replace(slices, sinograms=torch.stack((y, torch.ones_like(y)), dim=1))
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+def test_sinograms_of_a_batch_are_those_of_its_images(
+    slices: SliceSet, augment: Augmentation
+) -> None:
+    stream = BatchStream(measured(slices), 6, 0, augment)
+    for step in range(3):
+        batch = stream(step)
+        part = batch.chunk(2, 1)
+        assert part.sinograms is not None
+        y = cached_projector(TOY, 1).project(part.x_p[:, 0].flatten(1).T.contiguous())
+        torch.testing.assert_close(part.sinograms[:, 0], y.permute(2, 0, 1))
+        assert (part.sinograms[:, 1] == 1).all()
+
+
+def test_mirroring_twice_changes_nothing_and_once_does() -> None:
+    y = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mirrored(mirrored(y)), y)
+    assert not torch.equal(mirrored(y), y)
+
+
+def test_turned_images_have_no_sinograms(slices: SliceSet) -> None:
+    assert BatchStream(measured(slices), 6, 0, "affine")(0).sinograms is None
 
 
 def test_other_seed_gives_another_order(slices: SliceSet) -> None:

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 from mfdiff_core.data.check import HIGHEST_INTENSITY, check_dataset
+from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, describe_shard, load_manifest
 from mfdiff_core.data.slices import SliceRecord, write_shard
+from mfdiff_core.errors import DataError
 from mfdiff_platform.cli import run
+from tests.comparison.toy_systems import TOY
 
+MakeDataset = Callable[..., Path]
 MakeRecord = Callable[..., SliceRecord]
 
 
@@ -37,6 +41,31 @@ def _replace_shard(folder: Path, subject: str, records: list[SliceRecord]) -> No
 
 def test_sound_dataset_has_no_findings(dataset_folder: Path) -> None:
     assert check_dataset(dataset_folder) == []
+
+
+def test_sinograms_are_checked_against_the_manifest_and_for_their_values(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    folder = make_dataset(tmp_path / "measured", sinograms=TOY)
+    assert check_dataset(folder) == []
+    manifest = load_manifest(folder)
+    replace(manifest, sinograms=manifest.sinograms | {"num_bins": 41}).save(folder)
+    assert _codes(folder) == {"sinograms"}
+    replace(manifest, sinograms={}).save(folder)
+    assert _codes(folder) == {"sinograms"}
+    with pytest.raises(DataError, match="sinograms of"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, -1.0), (0, np.nan), (1, 0.0)])
+def test_measured_data_that_cannot_be_is_found(
+    make_dataset: MakeDataset, tmp_path: Path, make_record: MakeRecord, place: int, value: float
+) -> None:
+    folder = make_dataset(tmp_path / "measured", sinograms=TOY)
+    sinogram = np.ones((2, TOY.num_views, TOY.num_bins), np.float32)
+    sinogram[place, 3, 4] = value
+    _replace_shard(folder, "s1", [replace(make_record("s1"), sinogram=sinogram)])
+    assert _codes(folder) == {"sinograms"}
 
 
 def test_500_flipped_bytes_and_truncations_are_all_found(own_dataset: Path) -> None:

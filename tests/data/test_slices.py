@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mfdiff_core.data.slices import SliceInfo, SliceRecord, read_shard, schema, write_shard
+from mfdiff_core.data.slices import (
+    SliceInfo,
+    SliceRecord,
+    read_shard,
+    schema,
+    sinogram_size,
+    write_shard,
+)
 from mfdiff_core.errors import DataError
 
 MakeRecord = Callable[..., SliceRecord]
@@ -40,6 +47,33 @@ def test_images_come_back_bit_for_bit(
     written = np.stack([getattr(record, name) for record in records])
     assert stored.dtype == written.dtype
     assert stored.tobytes() == written.tobytes()
+
+
+def test_sinograms_come_back_bit_for_bit(records: list[SliceRecord], tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    given = [
+        replace(record, sinogram=draws.random((2, 6, 5), dtype=np.float32)) for record in records
+    ]
+    write_shard(tmp_path / "s.arrow", given)
+    shard = read_shard(tmp_path / "s.arrow")
+    for place, name in enumerate(("y", "factors")):
+        written = np.stack([r.sinogram[place] for r in given if r.sinogram is not None])
+        assert shard.arrays[name].tobytes() == written.tobytes()
+    assert sinogram_size(shard) == (6, 5)
+
+
+def test_shards_without_sinograms_have_no_column_for_them(shard_path: Path) -> None:
+    assert "y" not in schema(32).names
+    assert b"mfdiff.sinogram" not in schema(32).metadata
+    assert sinogram_size(read_shard(shard_path)) is None
+
+
+def test_a_sinogram_in_some_slices_only_is_refused(
+    records: list[SliceRecord], tmp_path: Path
+) -> None:
+    records[0] = replace(records[0], sinogram=np.ones((2, 6, 5), np.float32))
+    with pytest.raises(DataError, match="all slices of a dataset carry equal ones, or none"):
+        write_shard(tmp_path / "s.arrow", records)
 
 
 def test_facts_come_back_exactly(records: list[SliceRecord], shard_path: Path) -> None:

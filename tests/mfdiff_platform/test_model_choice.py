@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mfdiff_core.bundle import Bundle, load_bundle, save_bundle
 from mfdiff_core.config import one_of, to_dict
-from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError
+from mfdiff_core.evaluation.validation import restore_slices
 from mfdiff_core.model import AnyModelConfig, build_model, preset
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.plan import StudyPlan, newest_pretraining, plan_study
-from mfdiff_platform.preflight import check_image_size
+from mfdiff_platform.preflight import check_augmentation, check_image_size
 from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, run_trial
 from mfdiff_platform.workspace import Workspace
-from tests.comparison.toy_systems import thin_config
+from tests.comparison.toy_systems import TOY, thin_config
+
+MakeDataset = Callable[..., Path]
 
 
 @pytest.fixture
@@ -84,6 +88,18 @@ def test_trial_adapts_a_comparison_system(
     assert bundle.provenance.parent == regression.provenance.sha256
 
 
-def test_fb_sem_is_refused_with_the_reason(dataset: Dataset) -> None:
-    with pytest.raises(ConfigError, match="measured sinograms, and datasets of slices carry none"):
-        check_image_size(dataset, preset("tiny", "fb-sem"))
+def test_fb_sem_is_refused_with_the_reason(
+    dataset: Dataset, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    config = preset("tiny", "fb-sem")
+    with pytest.raises(ConfigError, match="measured sinograms, which images do not carry"):
+        check_image_size(dataset, config)
+    other = open_dataset(make_dataset(tmp_path / "measured", sinograms=TOY))
+    with pytest.raises(ConfigError, match=r"the model takes .*'num_views': 252"):
+        check_image_size(other, config)
+    check_image_size(other, one_of(AnyModelConfig, to_dict(thin_config("fb-sem"))))
+    with pytest.raises(ConfigError, match="takes augmentation flip or none"):
+        check_augmentation(config, "affine")
+    part = dataset.part("test")
+    with pytest.raises(ConfigError, match="measured sinograms, which images do not carry"):
+        restore_slices(build_model(config, 0), part)

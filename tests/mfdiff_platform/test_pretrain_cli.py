@@ -82,6 +82,20 @@ def test_dry_run_says_what_would_happen_and_leaves_nothing(
     assert not (site / "pretrained").exists()
 
 
+def test_original_settings_are_those_of_the_systems_authors(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--cpus", "1", "--dry-run", "--preset", "tiny", "--workspace", str(site)]
+    assert run(["pretrain", "--model", "cncl", "--original-settings", *common]) == 0
+    told = capsys.readouterr().out
+    assert "cncl-tiny-original starts" in told
+    assert "2 = 1 worker x 2 slices" in told
+    assert "2e-05" in told
+    assert f"{300 * 12 // 2}, a checkpoint" in told
+    assert run(["pretrain", "--original-settings", *common]) == 2
+    assert "mfdiff is the paper's own" in capsys.readouterr().err
+
+
 def test_dry_run_fails_as_the_run_would(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["pretrain", "--cpus", "1", "--dry-run", "--workspace", str(site)]
     assert run([*command, "--preset", "quick"]) == 2

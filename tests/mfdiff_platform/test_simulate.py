@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mfdiff_core.config import override
+from mfdiff_core.comparison.fb_sem import FBSEMConfig
+from mfdiff_core.config import override, to_dict
+from mfdiff_core.data.check import check_dataset
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.manifest import MANIFEST, SHARDS, describe_shard, load_manifest
 from mfdiff_core.errors import ConfigError, DataError
@@ -59,6 +62,29 @@ def test_pixels_times_scale_are_the_simulated_activity() -> None:
     assert record.x_p * record.info.scale == pytest.approx(drawn.x_p, rel=1e-5)
     assert record.x_s * record.info.scale == pytest.approx(drawn.x_s, rel=1e-5)
     assert record.x_m * record.info.mr_scale == pytest.approx(drawn.x_m, rel=1e-5)
+
+
+def test_set_with_sinograms_has_the_same_images_and_says_so(
+    simulated: Path, tmp_path: Path
+) -> None:
+    simulate(replace(REQUEST, sinograms=True), tmp_path / "measured")
+    plain, measured = open_dataset(simulated), open_dataset(tmp_path / "measured")
+    part, other = plain.part("test"), measured.part("test")
+    assert torch.equal(part.x_p, other.x_p)
+    assert torch.equal(part.x_s, other.x_s)
+    assert part.sinograms is None
+    assert other.sinograms is not None
+    assert other.sinograms.shape == (8, 2, 252, 128)
+    assert plain.manifest.sinograms == {}
+    assert measured.manifest.sinograms == to_dict(FBSEMConfig().geometry)
+    assert check_dataset(tmp_path / "measured") == []
+    with pytest.raises(ConfigError, match="holds a dataset made with other settings"):
+        simulate(replace(REQUEST, sinograms=True), simulated)
+
+
+def test_sinograms_of_in_vivo_domains_are_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match="whose images come without the measured sinograms"):
+        SimulationRequest("ood1", sinograms=True)
 
 
 def test_one_worker_in_another_order_writes_the_same_bytes(simulated: Path, tmp_path: Path) -> None:

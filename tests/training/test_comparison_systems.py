@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mfdiff_core.bundle import Provenance, load_bundle, save_bundle
 from mfdiff_core.config import one_of, to_dict
 from mfdiff_core.data.batches import Batch, BatchStream
-from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
+from mfdiff_core.evaluation.validation import restore_slices
 from mfdiff_core.model import AnyModelConfig, ComparisonModel, RestorationModel, build_model
 from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
 from mfdiff_core.training.strategies import Recipe, start, start_training
-from tests.comparison.toy_systems import ADVERSARIAL, NAMES, thin_config
+from tests.comparison.toy_systems import ADVERSARIAL, NAMES, TOY, thin_config
 
+MakeDataset = Callable[..., Path]
 OPTIM = OptimConfig(lr=1e-3, ema=0.9)
-TRAINABLE = tuple(name for name in NAMES if name != "fb-sem")
 DROPPING: dict[str, dict[str, Any]] = {"ea-gan": {"dropout": 0.2}}
 
 
 @pytest.fixture(scope="session")
-def batches(dataset: Dataset) -> BatchStream:
-    return BatchStream(dataset.part("train"), 2, seed=0, augment="flip")
+def measured(tmp_path_factory: pytest.TempPathFactory, make_dataset: MakeDataset) -> Dataset:
+    """The dataset with sinograms."""
+    return open_dataset(make_dataset(tmp_path_factory.mktemp("measured"), sinograms=TOY))
+
+
+@pytest.fixture(scope="session")
+def batches(measured: Dataset) -> BatchStream:
+    return BatchStream(measured.part("train"), 2, seed=0, augment="flip")
 
 
 def fresh(name: str) -> ComparisonModel:
@@ -54,7 +62,7 @@ def copied(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_resuming_a_system_equals_not_stopping_bit_for_bit(
     name: str, batches: BatchStream, tmp_path: Path
 ) -> None:
@@ -74,9 +82,9 @@ def test_resuming_a_system_equals_not_stopping_bit_for_bit(
         assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_trained_system_restores_from_its_bundle_as_before(
-    name: str, batches: BatchStream, dataset: Dataset, tmp_path: Path
+    name: str, batches: BatchStream, measured: Dataset, tmp_path: Path
 ) -> None:
     state = start_training(fresh(name), OPTIM)
     run(state, batches, iterations=1)
@@ -85,14 +93,13 @@ def test_a_trained_system_restores_from_its_bundle_as_before(
     )
     bundle = save_bundle(tmp_path / "b", state.model.config, state.weights(), provenance)
     assert load_bundle(bundle.folder).config == state.model.config
-    part = dataset.part("test")
-    x_p, x_m, keys = part.x_p[:2], part.x_m[:2], ["a", "b"]
+    part = measured.part("test")
     with state.averaged() as model:
-        expected = model.restore(x_p, x_m, keys).x_s
-    torch.testing.assert_close(bundle.model().restore(x_p, x_m, keys).x_s, expected)
+        expected = restore_slices(model, part).x_s
+    torch.testing.assert_close(restore_slices(bundle.model(), part).x_s, expected)
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", NAMES)
 def test_norm_only_leaves_everything_else_of_a_system_alone(
     name: str, batches: BatchStream
 ) -> None:

@@ -24,8 +24,8 @@ Folder = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--models",
     metavar="A,B",
-    help="Models of your choice instead of a table: mfdiff, m-unet, ea-gan, hi-net, cncl, csrd,"
-    " unet, munet, gmunet, dmunet, cmunet.",
+    help="Models of your choice instead of a table: mfdiff, m-unet, fb-sem, ea-gan, hi-net, cncl,"
+    " csrd, unet, munet, gmunet, dmunet, cmunet.",
 )
 @click.option("--domain", help="With --models: where to compare.  [default: phantom]")
 @click.option("--data", type=Folder, help="Its dataset folder.  [default: WORKSPACE/data/DOMAIN]")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mfdiff_platform.workspace import Workspace
 
 MB = 1e6
+ITERATIONS = 50_000
 
 
 @click.command("pretrain")
@@ -45,7 +46,14 @@ MB = 1e6
     type=click.Path(path_type=Path, file_okay=False),
     help="Dataset folder.  [default: WORKSPACE/data/phantom]",
 )
-@click.option("--iterations", default=50_000, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--original-settings",
+    "as_published",
+    is_flag=True,
+    help="Learning rate, schedule, batch and epochs of the --model's authors instead of the"
+    " paper's.",
+)
+@click.option("--iterations", type=click.IntRange(min=1), help="Steps.  [default: 50000]")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -66,7 +74,8 @@ def command(
     cpus: int | None,
     preset: str,
     data: Path | None,
-    iterations: int,
+    as_published: bool,
+    iterations: int | None,
     batch_size: int | None,
     name: str | None,
     restart: bool,
@@ -92,29 +101,45 @@ def command(
       mfdiff-platform pretrain --gpus 8
       mfdiff-platform pretrain --cpus 2 --preset quick --iterations 500 --batch-size 8
       mfdiff-platform pretrain --gpus 1 --model m-unet
+      mfdiff-platform pretrain --gpus 1 --model ea-gan --original-settings
       mfdiff-platform pretrain --gpus 1 --set train.precision=bf16 --set train.optim.lr=2e-4
     """
     if gpus and cpus:
         raise click.UsageError("give either --gpus or --cpus: a worker runs on one or the other")
     parsed = parse_settings(settings)
     from mfdiff_core.config import override
+    from mfdiff_core.data.dataset import open_dataset
     from mfdiff_core.model import preset as model_preset
     from mfdiff_core.training.loop import TrainConfig
+    from mfdiff_core.training.optim import OptimConfig
+    from mfdiff_core.training.originals import original
     from mfdiff_platform.preflight import check_machine
     from mfdiff_platform.pretrain import PretrainRequest, Workers, begun, pretrain, unused_name
     from mfdiff_platform.workspace import open_workspace
 
     workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
     space = open_workspace(workspace)
+    folder = (data or space.dataset("phantom")).absolute()
+    optim = OptimConfig()
+    if as_published:
+        published = original(system)
+        optim, batch_size = published.optim, batch_size or published.batch_size
+        iterations = iterations or published.iterations(len(open_dataset(folder).part("train")))
+    iterations = iterations or ITERATIONS
     every = max(1, min(1000, iterations // 5))
-    name = name or (preset if system == "mfdiff" else f"{system}-{preset}")
+    size = f"{preset}-original" if as_published else preset
+    name = name or (size if system == "mfdiff" else f"{system}-{size}")
     earlier = None if restart else begun(space, name)
     request = PretrainRequest(
         name=unused_name(space, name) if restart else name,
-        data=str((data or space.dataset("phantom")).absolute()),
+        data=str(folder),
         model=model_preset(preset, system),
         train=TrainConfig(
-            iterations=iterations, seed=seed, validate_every=every, snapshot_every=every
+            iterations=iterations,
+            optim=optim,
+            seed=seed,
+            validate_every=every,
+            snapshot_every=every,
         ),
         batch_size=batch_size
         or (earlier.batch_size if earlier else math.ceil(4 / workers.count) * workers.count),

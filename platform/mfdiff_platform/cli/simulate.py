@@ -32,6 +32,11 @@ from mfdiff_platform.cli.common import common, print_result, seed_option, table
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML that gives each label value a tissue name.",
 )
+@click.option(
+    "--sinograms",
+    is_flag=True,
+    help="Store each LPET's sinogram too (0.25 MB per slice), which FB-SEM needs; phantom only.",
+)
 @click.option("--quick", is_flag=True, help="128x128 slices for a laptop instead of 192x192.")
 @click.option(
     "--out",
@@ -46,6 +51,7 @@ def command(
     brainweb: Path | None,
     labels: tuple[Path, ...],
     label_map: Path | None,
+    sinograms: bool,
     quick: bool,
     out: Path | None,
     seed: int,
@@ -71,7 +77,7 @@ def command(
     from mfdiff_platform.workspace import open_workspace
 
     request = SimulationRequest(
-        domain, quick, subjects, brainweb, labels, read_label_map(label_map), seed
+        domain, quick, subjects, brainweb, labels, read_label_map(label_map), seed, sinograms
     )
     folder = out.absolute() if out else open_workspace(workspace).dataset(domain)
     manifest = simulate(request, folder)
