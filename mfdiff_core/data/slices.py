@@ -155,7 +155,8 @@ def _shape(sinogram: npt.NDArray[np.float32] | None) -> tuple[int, int] | None:
 def _pixels_of(record: SliceRecord, name: str) -> npt.NDArray[Any]:
     if name in SINOGRAMS:
         assert record.sinogram is not None, "the schema has these columns only where they are"
-        return record.sinogram[SINOGRAMS.index(name)]
+        measured: npt.NDArray[Any] = record.sinogram[SINOGRAMS.index(name)]
+        return measured
     image: npt.NDArray[Any] = getattr(record, name)
     return image
 
