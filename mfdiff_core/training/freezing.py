@@ -40,6 +40,16 @@ def check_plan(plan: str) -> None:
         raise ValueError(f"unknown freeze plan {plan!r}; valid plans are {valid}")
 
 
+def plan_fits(plan: str, groups: Mapping[str, Sequence[str]], norms: Sequence[str]) -> bool:
+    """Whether a network has what ``plan`` freezes and what it leaves to train; see `apply_plan`."""
+    if lora_rank(plan) is not None:
+        return True
+    if plan == NORM_ONLY:
+        return bool(norms)
+    frozen = {group for group in PLANS[plan] if groups.get(group)}
+    return not PLANS[plan] or bool(frozen and {g for g in groups if groups[g]} - frozen)
+
+
 def lora_rank(plan: str) -> int | None:
     """Rank of a ``lora-<rank>`` plan, None for others."""
     match = _LORA.fullmatch(plan)

@@ -23,7 +23,8 @@ from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.time_limit import START_S, derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
+from mfdiff_platform.trial import BUNDLE, PICTURE
+from mfdiff_platform.trial_validation import SUBJECTS
 
 _DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "worker process has died")
 _LOGGED = (*MODES, "loss")

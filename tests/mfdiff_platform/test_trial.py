@@ -16,15 +16,9 @@ from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.objective import read_objectives
-from mfdiff_platform.trial import (
-    BUNDLE,
-    PICTURE,
-    PackedSlices,
-    TrialData,
-    TrialSetting,
-    regional_bias,
-    run_trial,
-)
+from mfdiff_platform.trial import BUNDLE, PICTURE, TrialSetting, run_trial
+from mfdiff_platform.trial_data import PackedSlices, TrialData
+from mfdiff_platform.trial_validation import regional_bias
 
 SHORT: dict[str, Any] = {"iterations": 4, "batch_size": 2, "lr": 1e-3, "ema": 0.0}
 RECIPES = {
