@@ -26,7 +26,8 @@ from mfdiff_platform.session import SearchScale
 from mfdiff_platform.study import Study, StudyRequest, claim_study
 from mfdiff_platform.study_record import open_study_run
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import TrialData, TrialSetting, tune_trial
+from mfdiff_platform.trial import TrialSetting, tune_trial
+from mfdiff_platform.trial_data import TrialData
 from mfdiff_platform.workspace import Workspace
 
 SPACE = """

@@ -40,6 +40,16 @@ def check_plan(plan: str) -> None:
         raise ValueError(f"unknown freeze plan {plan!r}; valid plans are {valid}")
 
 
+def plan_fits(plan: str, groups: Mapping[str, Sequence[str]], norms: Sequence[str]) -> bool:
+    """Whether a network has what ``plan`` freezes and what it leaves to train; see `apply_plan`."""
+    if lora_rank(plan) is not None:
+        return True
+    if plan == NORM_ONLY:
+        return bool(norms)
+    frozen = {group for group in PLANS[plan] if groups.get(group)}
+    return not PLANS[plan] or bool(frozen and {g for g in groups if groups[g]} - frozen)
+
+
 def lora_rank(plan: str) -> int | None:
     """Rank of a ``lora-<rank>`` plan, None for others."""
     match = _LORA.fullmatch(plan)
@@ -120,11 +130,16 @@ def add_lora(network: nn.Module, rank: int) -> None:
             parametrize.register_parametrization(module, "weight", adapter)
 
 
-def merge_lora(network: nn.Module) -> None:
-    """Write adapters into the weights they adapt, so that the network has its own shape again."""
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+def merged_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What the weights would be with adapters merged; the network keeps them apart."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in network.state_dict().items():
+        path, adapted, part = name.partition(".parametrizations.weight.")
+        if not adapted:
+            weights[name] = value
+        elif part == "original":
+            weights[f"{path}.weight"] = network.get_submodule(path).weight.detach()
+    return weights
 
 
 def _is_adapter(name: str) -> bool:

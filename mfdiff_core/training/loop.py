@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mfdiff_core.data.batches import Batch
-from mfdiff_core.errors import ConfigError, TrainingError
+from mfdiff_core.errors import TrainingError
 from mfdiff_core.model import Layout, RestorationModel
 from mfdiff_core.training.frozen_features import FrozenFeatures
 from mfdiff_core.training.optim import OptimConfig
@@ -111,7 +111,7 @@ def train(
     *,
     validate: Callable[[RestorationModel], dict[str, float]] | None = None,
     metric: str = "psnr",
-    parallel: nn.Module | None = None,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
     share: Share = WHOLE,
     anchors: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Event]:
@@ -123,22 +123,21 @@ def train(
         config: length and manner.
         validate: metrics of a model that holds the weights to judge.
         metric: key of the metric that decides which weights are best; higher is better.
-        parallel: the model wrapped for distributed training, None for the model itself.
+        wrap: wraps the model for several workers, once and again whenever more of it is trained,
+            which a wrapped model does not notice.
         share: which rows of each batch are this worker's.
         anchors: weights that L2-SP pulls towards, by parameter name.
 
     Raises:
         TrainingError: more than ``config.max_skipped`` steps had to be skipped (names the last),
             or memory does not suffice (says what might).
-        ConfigError: unfreezing while several workers share the model.
     """
-    if parallel is not None and config.unfreeze_after is not None:
-        raise ConfigError("a model shared by several workers cannot be unfrozen on the way")
-    step = _stepper(state, config, parallel or state.model, share, anchors or {})
+    step = _stepper(state, config, _module(state, config, wrap), share, anchors or {})
     window: list[Updated] = []
     health = _Health(config.max_skipped, state.step)
     while state.step < config.iterations:
-        _unfreeze(state, config)
+        if _unfreeze(state, config):
+            step.module = _module(state, config, wrap)
         window.append(step(batches(state.step)))
         state.step += 1
         if _due(state.step, config.log_every, config.iterations):
@@ -158,6 +157,16 @@ def _due(step: int, every: int, iterations: int) -> bool:
     return step == iterations or (every > 0 and step % every == 0)
 
 
+def _module(
+    state: TrainState, config: TrainConfig, wrap: Callable[[nn.Module], nn.Module] | None
+) -> nn.Module:
+    """The model as a step calls it: wrapped, compiled."""
+    module = state.model if wrap is None else wrap(state.model)
+    if config.compile == "off":
+        return module
+    return torch.compile(module, mode=config.compile)  # type: ignore[return-value]
+
+
 def _stepper(
     state: TrainState,
     config: TrainConfig,
@@ -165,8 +174,6 @@ def _stepper(
     share: Share,
     anchors: Mapping[str, torch.Tensor],
 ) -> Stepper:
-    if config.compile != "off":
-        module = torch.compile(module, mode=config.compile)  # type: ignore[assignment]
     return Stepper(
         state=state,
         module=module,
@@ -181,15 +188,17 @@ def _stepper(
     )
 
 
-def _unfreeze(state: TrainState, config: TrainConfig) -> None:
-    """Release the stages of the freeze plan that are due before the step to come."""
+def _unfreeze(state: TrainState, config: TrainConfig) -> bool:
+    """Release what of the freeze plan is due before the step to come; says if there was any."""
     if config.unfreeze_after is None or state.step < config.unfreeze_after:
-        return
+        return False
     left = config.iterations - config.unfreeze_after
+    released = False
     for place, stage in enumerate(state.stages):
         wait = place * left // len(state.stages) if config.unfreeze_stepwise else 0
         if state.step >= config.unfreeze_after + wait:
-            state.unfreeze(stage)
+            released |= state.unfreeze(stage)
+    return released
 
 
 @dataclass

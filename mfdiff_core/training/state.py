@@ -76,15 +76,19 @@ class TrainState:
             self.model.load_state_dict(kept)
             self.model.train()
 
-    def unfreeze(self, names: Collection[str] | None = None) -> None:
-        """Train ``names``, or everything, from now on; what was frozen has fresh moments."""
+    def unfreeze(self, names: Collection[str] | None = None) -> bool:
+        """Train ``names``, or everything, from now on; what was frozen has fresh moments.
+
+        Returns:
+            Whether any of it was frozen.
+        """
         frozen = [
             (n, p)
             for n, p in self.model.named_parameters()
             if not p.requires_grad and (names is None or n in names)
         ]
         if not frozen:
-            return
+            return False
         for _, parameter in frozen:
             parameter.requires_grad_(True)
         for group in lr_groups(frozen, self.optimizer.defaults["lr"], self.lr_scales):
@@ -92,6 +96,7 @@ class TrainState:
         if self.average is not None:
             self.average.averages |= {n: p.detach().clone() for n, p in frozen}
         self.model.train()  # batch norms that stood still move again
+        return True
 
     def save(self, folder: Path) -> None:
         """Write the state to ``folder`` atomically."""

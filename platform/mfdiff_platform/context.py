@@ -64,12 +64,16 @@ class TrainContext(Protocol):
         ...
 
 
-class LocalContext:
-    """One process."""
+class Stopped(Exception):
+    """A stop was asked for; the state is that of a whole step."""
 
-    def __init__(self, folder: Path) -> None:
+
+class LocalContext:
+    """One process; on the GPU if there is one, unless it is told a device."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.share = Share()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._checkpoints, self._asked = Checkpoints(folder), StopFile(folder)
 
     def card(self) -> WorkerCard:

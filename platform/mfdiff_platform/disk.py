@@ -23,9 +23,10 @@ from mfdiff_platform.session import last_session
 from mfdiff_platform.study import FINALISTS, REQUEST, RESULTS, TRIALS, Study, load_study
 from mfdiff_platform.study_record import EXPERIMENT, trial_key
 from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.trial import LATEST
 from mfdiff_platform.workspace import Workspace
 
-_ARTIFACT = "checkpoints/best"
+_ARTIFACT = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _beaten(
                 continue
             key, behind = trial_key(study, record.number), record.metrics["psnr"] - best
             why = f"checkpoint of trial {record.number} of {study.request.name}, {behind:.2f} dB"
-            places = [study.bundle_of(record), _artifact(workspace, store, key)]
+            bundle = study.bundle_of(record)
+            places = [bundle, bundle.with_name(LATEST), _artifact(workspace, store, key)]
             for place in filter(None, places):
                 for item in _item(place, f"{why} behind the best", key):
                     yield (behind, str(place)), item
@@ -162,7 +164,7 @@ def _concluded(workspace: Workspace) -> Iterator[Study]:
 
 
 def _artifact(workspace: Workspace, store: TrackingStore, key: str) -> Path | None:
-    """The checkpoint's folder among the artifacts, if they lie in this workspace."""
+    """The checkpoints' folder among the artifacts, if they lie in this workspace."""
     found = store.find(EXPERIMENT, key)
     if found is None or not found.info.artifact_uri.startswith("file:"):
         return None

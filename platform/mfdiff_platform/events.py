@@ -16,6 +16,8 @@ from typing import Any
 from mfdiff_platform.progress import say
 
 POLL_S = 0.25
+EVENT_KEYS = ("kind", "step")
+"""What an event has beside its values."""
 
 
 class EventLog:

@@ -20,7 +20,7 @@ from mfdiff_core.files import read_json, write_json
 from mfdiff_platform.cluster import as_completed, connect
 from mfdiff_platform.progress import task
 from mfdiff_platform.study import BEST_TRIAL, FINALISTS, PAPER_RECIPE, RESULTS, Study
-from mfdiff_platform.trial import PackedSlices
+from mfdiff_platform.trial_data import PackedSlices
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.data.manifest import MANIFEST
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.step import Precision
+from mfdiff_platform.narrow_space import narrowed
 from mfdiff_platform.objective import read_objectives
 from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.pretrain_worker import BUNDLE
@@ -83,10 +84,11 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     _check_voxels(dataset, held_out.infos[0].voxel_mm, pretrained)
     _check_metrics(plan, {info.setting for info in held_out.infos})
     space = parse(file.space()) if file else load(resolve(plan.domain, plan.space_file))
+    space = narrowed(space, pretrained.config)
     phantom = (plan.phantom or workspace.dataset("phantom")).absolute()
     has_phantom = (phantom / MANIFEST).is_file()
-    if not has_phantom:
-        _check_needs_no_phantom(space, plan, phantom)
+    if _needs_phantom(space, plan):
+        _check_phantom(phantom, pretrained)
     request = StudyRequest(
         name=plan.name or plan.domain,
         domain=plan.domain,
@@ -149,15 +151,21 @@ def _check_metrics(plan: StudyPlan, settings: set[str]) -> None:
             )
 
 
-def _check_needs_no_phantom(space: SearchSpace, plan: StudyPlan, phantom: Path) -> None:
-    """Refuse recipes that mix in slices which are not there, before any of them is trained."""
+def _needs_phantom(space: SearchSpace, plan: StudyPlan) -> bool:
+    """Whether recipes of the search mix phantom slices in."""
     recipes = [r.strategy == "single_stage" or r.replay > 0 for r in space.references().values()]
-    if plan.with_single_stage or any(recipes) or any(map(_mixes, space.parameters)):
+    return plan.with_single_stage or any(recipes) or any(map(_mixes, space.parameters))
+
+
+def _check_phantom(phantom: Path, pretrained: Bundle) -> None:
+    """Refuse phantom slices that are not there or do not fit, before any recipe is trained."""
+    if not (phantom / MANIFEST).is_file():
         raise ConfigError(
             f"{phantom}: no phantom slices, which recipes of this search mix in (replay,"
             " single_stage); run `mfdiff-platform simulate --domain phantom`, or give a --space"
             " without them"
         )
+    check_image_size(open_dataset(phantom), pretrained.config)
 
 
 def _mixes(parameter: Parameter) -> bool:

@@ -26,7 +26,7 @@ from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Share
 from mfdiff_core.training.strategies import start_training
 from mfdiff_platform.checkpoints import checkpoint_bytes, naming_full_disk, state_bytes
-from mfdiff_platform.context import RayTrainContext, TrainContext
+from mfdiff_platform.context import RayTrainContext, Stopped, TrainContext
 from mfdiff_platform.events import EventLog
 from mfdiff_platform.interrupt import StopFile
 from mfdiff_platform.picture import restore_middle_slice
@@ -35,10 +35,6 @@ from mfdiff_platform.pretrain_request import PretrainRequest, fast_sampler, trai
 EVENTS, BUNDLE, LAST = "events.jsonl", "bundle", "last"
 WORKERS, PICTURES, UNVALIDATED = "workers", "pictures", "unvalidated.json"
 GIB = 2**30
-
-
-class Stopped(Exception):
-    """A stop was asked for; the state is that of a whole step."""
 
 
 def pretrain_worker(config: dict[str, Any]) -> bool:
@@ -103,7 +99,7 @@ def run_worker(request: PretrainRequest, folder: Path, context: TrainContext) ->
                 worker.stoppable(stream),
                 train_config(request, context.share.world_size),
                 validate=worker.validate,
-                parallel=context.wrap(model),
+                wrap=context.wrap,
                 share=context.share,
             )
             for event in events:

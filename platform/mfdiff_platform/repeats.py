@@ -19,7 +19,8 @@ from mfdiff_platform.progress import say, task
 from mfdiff_platform.search import trial_data, trial_resources, trial_setting
 from mfdiff_platform.session import SearchScale
 from mfdiff_platform.study import Study
-from mfdiff_platform.trial import BUNDLE, TrialData, TrialSetting, run_trial
+from mfdiff_platform.trial import BUNDLE, TrialSetting, carry_out
+from mfdiff_platform.trial_data import SharedData, TrialData
 
 REPEATS = "repeats"
 
@@ -76,15 +77,18 @@ def _train(
 
     with connect() as cluster, task("Training the finalists again", len(missing)) as shown:
         need = trial_resources(cluster, scale)
-        setting = trial_setting(study, dataset.manifest.facts, on_gpu=need.gpus > 0)
+        setting = trial_setting(study, dataset.manifest.facts, need.gpus)
         data = ray.put(trial_data(study, dataset))
-        remote = ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_retries=1)(_train_again)
+        own, shared = {"num_cpus": need.cpus, "num_gpus": need.gpus}, setting.workers > 1
+        # Workers of Ray Train have places of their own.
+        options = {"num_cpus": 0} if shared else own
+        remote = ray.remote(**options, max_retries=1)(_train_again)
         tasks = [
             remote.remote(
                 record.number,
                 record.config["recipe"],
                 replace(setting, folder=folder, seed=_seed(study, folder)),
-                data,
+                SharedData(data) if shared else data,
             )
             for record, folder in missing
         ]
@@ -99,11 +103,11 @@ def _seed(study: Study, folder: Path) -> int:
 
 
 def _train_again(
-    number: int, recipe: dict[str, Any], setting: TrialSetting, data: TrialData
+    number: int, recipe: dict[str, Any], setting: TrialSetting, data: TrialData | SharedData
 ) -> tuple[int, str]:
     """Number, and why it failed or nothing."""
     try:
-        run_trial(number, from_dict(Recipe, recipe), setting, data, lambda metrics: None)
+        carry_out(number, from_dict(Recipe, recipe), setting, data, lambda metrics: None)
     except MfdiffError as fault:
         return number, str(fault)
     return number, ""

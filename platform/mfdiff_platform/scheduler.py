@@ -25,41 +25,47 @@ class RecipeHalving(FIFOScheduler):
     among the first has to be the best. Ray's own ASHA interpolates a quantile instead, which in
     30 trials lets twice as many through. Reference recipes are never stopped but are a bar for
     others, so that the first points of a search have one.
+
+    Until the last rung a trial is compared with those of its strategy alone: early on, where a
+    recipe starts from says more about its figures than how good it will be. A model from scratch
+    begins as the LPET, a fine-tuned one as what the phantoms taught.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
         super().__init__()
         self._objective = objective
         marks = sorted({max(1, int(share * iterations)) for share in RUNGS}, reverse=True)
-        self.rungs: dict[int, dict[str, float]] = {mark: {} for mark in marks}
+        self._last = marks[0]
+        self.rungs: dict[int, dict[str, dict[str, float]]] = {mark: {} for mark in marks}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or continue a trial that has reported."""
         if result.get(FINAL):
             return str(TrialScheduler.CONTINUE)
         score = self._objective.score(result)
-        goes_on = self.judge(trial.trial_id, int(result["iterations"]), score)
+        strategy = trial.config["recipe"].get("strategy", "")
+        goes_on = self.judge(trial.trial_id, strategy, int(result["iterations"]), score)
         if goes_on or trial.config["reference"]:
             return str(TrialScheduler.CONTINUE)
         return str(TrialScheduler.STOP)
 
-    def judge(self, trial: str, iterations: int, score: float) -> bool:
+    def judge(self, trial: str, strategy: str, iterations: int, score: float) -> bool:
         """Whether a trial deserves to go on after ``iterations``; higher scores are better."""
-        if not math.isfinite(score):
+        mark = next((mark for mark in self.rungs if iterations >= mark), None)
+        if mark is None or not math.isfinite(score):
             return True  # training itself ends what diverges, and says so
-        for mark, scores in self.rungs.items():
-            if iterations >= mark:
-                if trial in scores:
-                    return True
-                scores[trial] = score
-                ahead = sum(other > score for other in scores.values())
-                return ahead < max(1, len(scores) // REDUCTION)
-        return True
+        peers = "" if mark == self._last else strategy
+        scores = self.rungs[mark].setdefault(peers, {})
+        if trial in scores:
+            return True
+        scores[trial] = score
+        ahead = sum(other > score for other in scores.values())
+        return ahead < max(1, len(scores) // REDUCTION)
 
-    def recall(self, number: int, scores: Iterable[tuple[int, float]]) -> None:
+    def recall(self, number: int, strategy: str, scores: Iterable[tuple[int, float]]) -> None:
         """Set the bars as trial ``number`` of an earlier session did."""
         for iterations, score in scores:
-            self.judge(f"earlier-{number}", iterations, score)
+            self.judge(f"earlier-{number}", strategy, iterations, score)
 
 
 def build_scheduler(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mfdiff_core.data.dataset import Dataset, open_dataset
-from mfdiff_core.errors import DataError
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.errors import PartialError
 from mfdiff_platform.interrupt import interruptible
@@ -17,7 +17,8 @@ from mfdiff_platform.run import Run
 from mfdiff_platform.session import SearchScale
 from mfdiff_platform.study import Study
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
+from mfdiff_platform.trial import TrialSetting, tune_trial
+from mfdiff_platform.trial_data import PackedSlices, SharedData, TrialData
 
 TUNE_STATE = "tune"
 """Folder in a study's for what Ray Tune writes down."""
@@ -37,11 +38,13 @@ def search(
     """Run what is missing of a study's trials.
 
     Raises:
+        ConfigError: the GPUs of a trial cannot share its batches.
         ResourceError: a trial does not fit on the cluster.
         DataError: every trial failed.
         PartialError: too many trials failed.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; Ray Tune returns as if all were done.
     """
+    check_batches(study, scale)
     if is_missing(study, scale) and not _has_failed_too_often(study, scale):
         with connect() as cluster:
             _run_tuner(cluster, study, store, parent, scale, dataset, trainable)
@@ -87,8 +90,14 @@ def trial_data(study: Study, dataset: Dataset) -> TrialData:
     )
 
 
-def trial_setting(study: Study, facts: dict[str, Any], *, on_gpu: bool = False) -> TrialSetting:
-    """What every trial of a study is told; ``facts`` are those of its dataset's manifest."""
+def trial_setting(study: Study, facts: dict[str, Any], gpus: float = 0.0) -> TrialSetting:
+    """What every trial of a study is told.
+
+    Args:
+        study: its request decides.
+        facts: those of its dataset's manifest.
+        gpus: what a trial is given; more than one take as many workers.
+    """
     request = study.request
     return TrialSetting(
         study=request.name,
@@ -100,7 +109,8 @@ def trial_setting(study: Study, facts: dict[str, Any], *, on_gpu: bool = False) 
         seed=request.seed,
         validations=request.validations,
         precision=request.precision,
-        on_gpu=on_gpu,
+        on_gpu=gpus > 0,
+        workers=max(1, int(gpus)),
         objectives=study.objectives,
     )
 
@@ -108,14 +118,33 @@ def trial_setting(study: Study, facts: dict[str, Any], *, on_gpu: bool = False) 
 def trial_resources(cluster: Cluster, scale: SearchScale) -> Resources:
     """What one trial takes: its share of a GPU and as much of a CPU as lies beside that, or a CPU.
 
+    Several GPUs take a CPU each.
+
     Raises:
         ResourceError: the cluster does not have it.
     """
     have, gpus = cluster.total, scale.gpus_per_trial
     beside = min(1.0, have.cpus * gpus / have.gpus) if gpus and have.gpus else 1.0
-    need = Resources(cpus=beside, gpus=gpus)
+    need = Resources(cpus=max(beside, gpus if gpus > 1 else 0), gpus=gpus)
     cluster.require(need, "a trial", "give --gpus-per-trial 0 to train on CPUs")
     return need
+
+
+def check_batches(study: Study, scale: SearchScale) -> None:
+    """Refuse batches that the GPUs of a trial cannot share evenly.
+
+    Raises:
+        ConfigError: there is one; says which.
+    """
+    gpus = max(1, int(scale.gpus_per_trial))
+    recipes = [suggestion.recipe for suggestion in study.first()]
+    sizes = {recipe["batch_size"] for recipe in recipes} | study.request.search_space().batch_sizes
+    odd = sorted(size for size in sizes if size % gpus)
+    if odd:
+        raise ConfigError(
+            f"--gpus-per-trial {gpus}: batches of {', '.join(map(str, odd))} cannot be shared by"
+            f" {gpus} GPUs; let batch_size take multiples of {gpus} only"
+        )
 
 
 def _run_tuner(
@@ -127,13 +156,18 @@ def _run_tuner(
     dataset: Dataset,
     trainable: Trainable,
 ) -> None:
+    import ray
     from ray import tune
 
     from mfdiff_platform.study_callback import StudyCallback
 
     need = trial_resources(cluster, scale)
-    setting = trial_setting(study, dataset.manifest.facts, on_gpu=need.gpus > 0)
-    wrapped = tune.with_parameters(trainable, setting=setting, data=trial_data(study, dataset))
+    setting = trial_setting(study, dataset.manifest.facts, need.gpus)
+    data: TrialData | SharedData = trial_data(study, dataset)
+    if setting.workers > 1:
+        data = SharedData(ray.put(data))
+    wrapped = tune.with_parameters(trainable, setting=setting, data=data)
+    wrapped.__name__ = f"adapt {study.request.domain} {study.request.name}"  # on the dashboard
     title = f"Adapting to {study.request.domain}: {scale.trials} trials"
     with task(title, scale.trials) as shown:
         callback = StudyCallback(study, store, parent, shown, scale.trial_timeout_s)
@@ -179,8 +213,11 @@ def build_tuner(
     )
     # Failures are told by the callback, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    together = need.gpus > 1
+    # Workers of Ray Train have places of their own; Tune cannot ask for nothing, so for a MiB.
+    own = {"memory": 2**20} if together else {"cpu": need.cpus, "gpu": need.gpus}
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": need.cpus, "gpu": need.gpus}),
+        tune.with_resources(trainable, own),
         tune_config=tune.TuneConfig(
             metric=aim.metric,
             mode=aim.mode,
@@ -188,7 +225,7 @@ def build_tuner(
             scheduler=_scheduler(study, space.iterations),
             num_samples=-1,
             max_concurrent_trials=scale.concurrent or fitting(have, need),
-            reuse_actors=reuse_actors,
+            reuse_actors=reuse_actors and not together,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -211,7 +248,8 @@ def _scheduler(study: Study, iterations: int) -> Any:
     if isinstance(scheduler, RecipeHalving):
         for record in study.ledger.ended():
             scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
-            scheduler.recall(record.number, scores)
+            strategy = record.config["recipe"].get("strategy", "")
+            scheduler.recall(record.number, strategy, scores)
     return scheduler
 
 

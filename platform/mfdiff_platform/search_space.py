@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.errors import ConfigError
 from mfdiff_platform.names import check_name
-from mfdiff_platform.search_parameter import Parameter, Value, complete, draw
+from mfdiff_platform.search_parameter import Parameter, Range, Value, complete, draw
 from mfdiff_platform.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ class SearchSpace:
     def largest_batch_size(self) -> int:
         """Largest batch of a trial."""
         return int(max(self._values("batch_size")))
+
+    @property
+    def batch_sizes(self) -> set[int]:
+        """Every batch size that a trial may take."""
+        for parameter in self.parameters:
+            if parameter.name == "batch_size" and isinstance(parameter.values, Range):
+                low, high, step = parameter.values.low, parameter.values.high, parameter.values.step
+                return set(range(int(low), int(high) + 1, int(step or 1)))
+        return {int(size) for size in self._values("batch_size")}
 
     def references(self, *, single_stage: bool = False) -> dict[str, Recipe]:
         """Recipes to run before the search: the paper's arms, then those of the file."""

@@ -34,7 +34,7 @@ class SearchScale:
     Attributes:
         trials: trials in all, the references included; with ``grow`` as many more.
         grow: add ``trials`` to what the study has.
-        gpus_per_trial: GPU share of a trial; 0 trains on the CPU.
+        gpus_per_trial: GPU share of a trial, or as many GPUs; 0 trains on the CPU.
         concurrent: trials at a time; None = as many as fit.
         trial_timeout_s: longest time of a trial; None derives it from the slowest reference.
         max_failures: failed trials after which no new one begins; None = any number.
@@ -52,6 +52,9 @@ class SearchScale:
     finalists: int = FINALISTS
 
     def __post_init__(self) -> None:
+        gpus = self.gpus_per_trial
+        if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(f"a trial takes a share of a GPU or whole ones, got {gpus=}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials=}")
         for name in ("seeds", "finalists"):

@@ -23,7 +23,8 @@ from mfdiff_platform.study_record import headline, recipe_tags, trial_key
 from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.time_limit import START_S, derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import BUNDLE, PICTURE, SUBJECTS
+from mfdiff_platform.trial import BUNDLE, LATEST, PICTURE
+from mfdiff_platform.trial_validation import SUBJECTS
 
 _DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "worker process has died")
 _LOGGED = (*MODES, "loss")
@@ -149,6 +150,8 @@ class StudyCallback(Callback):
         run = self._run(trial)
         if finished:
             run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
+            if (self._study.folder / folder / LATEST).is_dir():
+                run.log_dir(self._study.folder / folder / LATEST, "checkpoints/last")
             run.log_image((self._study.folder / folder / PICTURE).read_bytes(), "validation")
             self._log_subjects(run, self._study.folder / folder / SUBJECTS)
         run.set_tags(headline(self._study, self._study.ledger[number]))

@@ -52,16 +52,19 @@ def run_group(
         MfdiffError: what a worker raised.
     """
     checkpoints, deaths = Checkpoints(folder), 0
-    stop = StopRequest(folder)
+    stop, name = StopRequest(folder), f"pretrain {folder.name}"
     with stop.on_signals():
         while True:
             reached = checkpoints.newest()
             try:
-                if not _watch(lambda: _fit(folder, loop, config, workers), stop):
+                if not watch(
+                    lambda: fit_group(folder, loop, config, workers, name),
+                    lambda: _lose_patience(stop),
+                ):
                     raise stop.fault()
                 shutil.rmtree(folder / RAY, ignore_errors=True)
                 return
-            except _GroupDied as death:
+            except GroupDied as death:
                 deaths = 1 if checkpoints.newest() > reached else deaths + 1
                 if deaths > MOST_DEATHS:
                     raise TrainingError(
@@ -72,17 +75,18 @@ def run_group(
             before_restart()
 
 
-class _GroupDied(Exception):
+class GroupDied(Exception):
     """A worker, its node or Ray's controller died; the same again may go well."""
 
 
-def _watch(work: Callable[[], bool], stop: StopRequest) -> bool:
+def watch(work: Callable[[], bool], look: Callable[[], None]) -> bool:
     """Result of ``work()``, which runs in a thread: signals are the main thread's.
 
     Off the main thread Ray Train leaves the signal handlers alone, too.
 
-    Raises:
-        KeyboardInterrupt: a stop was asked for and took too long.
+    Args:
+        work: what takes long.
+        look: called a few times a second meanwhile; what it raises ends the wait.
     """
     results: list[bool] = []
     faults: list[BaseException] = []
@@ -97,16 +101,33 @@ def _watch(work: Callable[[], bool], stop: StopRequest) -> bool:
     thread.start()
     while thread.is_alive():
         thread.join(0.1)
-        if stop.seconds > STOP_S:
-            say(f"No checkpoint within {STOP_S:g} s; going back to the one before.")
-            raise stop.fault()
+        look()
     if faults:
         raise faults[0]
     return results[0]
 
 
-def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> bool:
-    """One group of workers, until it ends in one way or another."""
+def _lose_patience(stop: StopRequest) -> None:
+    """Raise where a stop was asked for and takes too long."""
+    if stop.seconds > STOP_S:
+        say(f"No checkpoint within {STOP_S:g} s; going back to the one before.")
+        raise stop.fault()
+
+
+def fit_group(
+    folder: Path, loop: Loop, config: dict[str, Any], workers: Workers, name: str
+) -> bool:
+    """One group of workers, until it ends in one way or another.
+
+    Args:
+        folder: where Ray keeps its notes.
+        loop, config, workers: see `run_group`.
+        name: of the workers on the dashboard.
+
+    Raises:
+        GroupDied: a worker, its node or Ray's controller died.
+        MfdiffError: what a worker raised.
+    """
     import ray.train
     import torch
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -130,7 +151,7 @@ def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> 
             storage_path=str(folder / RAY),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=ray.train.LoggingConfig("ERROR"),
-            callbacks=[WorkerNames(f"pretrain {folder.name}")],
+            callbacks=[WorkerNames(name)],
         ),
     )
     try:
@@ -140,7 +161,7 @@ def _fit(folder: Path, loop: Loop, config: dict[str, Any], workers: Workers) -> 
         for cause in causes:
             if isinstance(cause, MfdiffError):
                 raise cause from None
-        raise _GroupDied(_words(causes)) from None
+        raise GroupDied(_words(causes)) from None
 
 
 def _failures(failure: Exception) -> list[Exception]:

@@ -18,7 +18,8 @@ from mfdiff_core.model import AnyModelConfig, build_model, preset
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.plan import StudyPlan, newest_pretraining, plan_study
 from mfdiff_platform.preflight import check_augmentation, check_image_size
-from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, run_trial
+from mfdiff_platform.trial import TrialSetting, run_trial
+from mfdiff_platform.trial_data import PackedSlices, TrialData
 from mfdiff_platform.workspace import Workspace
 from tests.comparison.toy_systems import TOY, thin_config
 

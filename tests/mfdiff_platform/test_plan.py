@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from mfdiff_core.bundle import Bundle, save_bundle
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.data.dataset import open_dataset
+from mfdiff_core.data.manifest import SHARDS, Manifest, describe_shard
+from mfdiff_core.data.slices import SliceRecord, write_shard
 from mfdiff_core.errors import BundleError, ConfigError, DataError
 from mfdiff_core.files import read_json
 from mfdiff_core.model import build_model, preset
@@ -21,6 +24,8 @@ from mfdiff_platform.plan import StudyPlan, newest_pretraining, plan_study
 from mfdiff_platform.search_space import resolve
 from mfdiff_platform.study import REQUEST, claim_study
 from mfdiff_platform.workspace import Workspace
+
+FIELDS = ("x_p", "x_m", "x_s", "tissue", "lesions")
 
 
 @pytest.fixture
@@ -78,6 +83,35 @@ def test_recipes_that_need_phantoms_are_refused_without_them(
     plan = StudyPlan(domain="toy", space_file=space, with_single_stage=single)
     with pytest.raises(ConfigError, match=r"no phantom slices.*simulate --domain phantom"):
         plan_study(workspace, plan)
+
+
+def test_recipe_file_with_replay_is_refused_without_phantoms(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    shutil.rmtree(workspace.dataset("phantom"))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"recipe": {"iterations": 7, "replay": 0.25}}))
+    with pytest.raises(ConfigError, match="no phantom slices"):
+        plan_study(workspace, StudyPlan(domain="toy", recipe_file=file))
+
+
+def test_phantoms_of_another_size_are_refused_where_recipes_mix_them_in(
+    workspace: Workspace, make_record: Callable[..., SliceRecord]
+) -> None:
+    folder, entries = workspace.dataset("phantom"), []
+    for subject in ("s0", "s1", "s2", "s3", "s4"):
+        whole = make_record(subject)
+        small: dict[str, Any] = {
+            name: np.ascontiguousarray(getattr(whole, name)[:16, :16]) for name in FIELDS
+        }
+        path = folder / SHARDS / f"{subject}.arrow"
+        path.unlink()
+        write_shard(path, [replace(whole, **small)])
+        entries.append(describe_shard(folder, path, subject, 1))
+    origin = {"kind": "test"}
+    Manifest("phantom", 16, ("ld",), 0, origin, tuple(entries), {"psnr": 20.0}).save(folder)
+    with pytest.raises(ConfigError, match=r"phantom: slices of 16x16 .* model takes 32x32"):
+        plan_study(workspace, StudyPlan(domain="toy"))
 
 
 def test_space_without_phantoms_needs_none(workspace: Workspace, tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def test_what_was_ingested_trains_a_model_that_restores_the_same_set(
 ) -> None:
     """The whole way: 4-D set with traps, dataset, adapted model, BIDS derivatives."""
     from mfdiff_core.training.strategies import Recipe
-    from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, run_trial
+    from mfdiff_platform.trial import TrialSetting, run_trial
+    from mfdiff_platform.trial_data import PackedSlices, TrialData
 
     root = make_bids(site / "set", TRAPS)
     options = ["--planes", "8:18:3", "--set", "image_size=32", "--set", "voxel_mm=6.0"]

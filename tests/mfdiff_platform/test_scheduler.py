@@ -20,8 +20,9 @@ def halving() -> RecipeHalving:
     return scheduler
 
 
-def trial(scheduler: RecipeHalving, reference: str = "") -> Trial:
-    made = Trial("recipe", config={"reference": reference}, stub=True)
+def trial(scheduler: RecipeHalving, reference: str = "", strategy: str = "two_stage") -> Trial:
+    config = {"reference": reference, "recipe": {"strategy": strategy}}
+    made = Trial("recipe", config=config, stub=True)
     scheduler.on_trial_add(None, made)
     return made
 
@@ -104,9 +105,26 @@ def test_bars_of_an_earlier_session_stand_again(halving: RecipeHalving) -> None:
         made = trial(halving)
         for step, psnr in curve:
             verdict(halving, made, psnr, step)
-        again.recall(number, curve)
-    bars = [[sorted(rung.values()) for rung in s.rungs.values()] for s in (halving, again)]
+        again.recall(number, "two_stage", curve)
+    bars = [
+        [
+            sorted(score for peers in rung.values() for score in peers.values())
+            for rung in s.rungs.values()
+        ]
+        for s in (halving, again)
+    ]
     assert bars[0] == bars[1] == [[], [24.0, 25.0], [18.0, 20.0, 22.0]]
+
+
+def test_strategies_are_compared_with_each_other_at_the_last_rung_alone(
+    halving: RecipeHalving,
+) -> None:
+    for iterations in (5, 15, 45):
+        verdict(halving, trial(halving, strategy="internal"), 30.0, iterations)
+    tuned = trial(halving)
+    verdicts = [verdict(halving, tuned, 25.0, iterations) for iterations in (5, 15, 45)]
+    go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
+    assert verdicts == [go, go, stop]
 
 
 def test_thirty_trials_take_a_quarter_of_thirty_full_ones() -> None:

@@ -29,7 +29,8 @@ from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.study import PAPER_RECIPE, Study
 from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import PackedSlices, TrialData, TrialSetting, tune_trial
+from mfdiff_platform.trial import TrialSetting, tune_trial
+from mfdiff_platform.trial_data import PackedSlices, TrialData
 from mfdiff_platform.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

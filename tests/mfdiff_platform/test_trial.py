@@ -10,21 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from mfdiff_core.bundle import Bundle
+from mfdiff_core.bundle import Bundle, load_bundle
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError, TrainingError
 from mfdiff_core.evaluation.validation import evaluate_model, summarise
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.objective import read_objectives
-from mfdiff_platform.trial import (
-    BUNDLE,
-    PICTURE,
-    PackedSlices,
-    TrialData,
-    TrialSetting,
-    regional_bias,
-    run_trial,
-)
+from mfdiff_platform.trial import BUNDLE, LATEST, PICTURE, TrialSetting, run_trial
+from mfdiff_platform.trial_data import PackedSlices, TrialData
+from mfdiff_platform.trial_validation import regional_bias
 
 SHORT: dict[str, Any] = {"iterations": 4, "batch_size": 2, "lr": 1e-3, "ema": 0.0}
 RECIPES = {
@@ -136,6 +130,23 @@ def test_bundle_holds_the_best_validation_s_weights_and_metrics(
     held_out = data.validation.unpack()
     again = summarise(evaluate_model(bundle.model(), held_out), held_out)
     assert again["psnr"] == pytest.approx(best["psnr"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("lr", "overshoots"), [(1e-4, False), (0.03, True)])
+def test_last_weights_are_kept_beside_the_best_where_they_differ(
+    setting: TrialSetting, data: TrialData, lr: float, overshoots: bool
+) -> None:
+    reports: Reports = []
+    recipe = replace(RECIPES["two-stage"], lr=lr, ema=0.0)
+    run_trial(0, recipe, setting, data, reports.append)
+    best = max(reports, key=lambda report: report["psnr"])
+    folder = setting.place(0) / LATEST
+    assert folder.is_dir() == (best is not reports[-1]) == overshoots
+    if folder.is_dir():
+        last, held_out = load_bundle(folder), data.validation.unpack()
+        again = summarise(evaluate_model(last.model(), held_out), held_out)
+        assert again["psnr"] == pytest.approx(reports[-1]["psnr"], abs=1e-4)
+        assert last.provenance.metrics["psnr"] == reports[-1]["psnr"]
 
 
 def test_trial_validates_evenly_and_at_its_end(setting: TrialSetting, data: TrialData) -> None:

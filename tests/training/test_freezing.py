@@ -18,7 +18,7 @@ from mfdiff_core.training.freezing import (
     apply_plan,
     check_plan,
     lora_rank,
-    merge_lora,
+    merged_weights,
 )
 from mfdiff_core.training.loop import TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
@@ -179,33 +179,23 @@ def test_adapter_is_of_the_rank_asked_where_the_layer_allows_it() -> None:
     assert shapes == [(4, 72), (16, 4), (2, 2), (16, 2)]
 
 
-def test_merged_adapters_give_the_same_outputs(tiny_model: MFdiffModel) -> None:
+def test_network_with_merged_weights_gives_the_same_outputs(
+    tiny_model: MFdiffModel, make_model: MakeModel
+) -> None:
     untrained = outputs(tiny_model)
     add_lora(tiny_model.network, 4)
     train_adapters(tiny_model)
+    plain = make_model()
+    plain.load_state_dict(merged_weights(tiny_model))
     adapted = outputs(tiny_model)
-    merge_lora(tiny_model.network)
-    torch.testing.assert_close(outputs(tiny_model), adapted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs(plain.eval()), adapted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(adapted, untrained, atol=1e-3)
 
 
-def test_merged_network_has_its_own_names_again(
-    tiny_model: MFdiffModel, make_model: MakeModel
-) -> None:
-    add_lora(tiny_model.network, 4)
-    train_adapters(tiny_model)
-    merge_lora(tiny_model)
-    plain = make_model()
-    plain.load_state_dict(tiny_model.state_dict())
-    assert torch.equal(outputs(plain.eval()), outputs(tiny_model))
-
-
-def test_merging_where_nothing_was_adapted_changes_nothing(
-    tiny_model: MFdiffModel, make_model: MakeModel
-) -> None:
-    merge_lora(tiny_model)
-    plain = make_model().state_dict()
-    assert all(torch.equal(value, plain[name]) for name, value in tiny_model.state_dict().items())
+def test_merging_where_nothing_was_adapted_changes_nothing(tiny_model: MFdiffModel) -> None:
+    plain, merged = tiny_model.state_dict(), merged_weights(tiny_model)
+    assert list(merged) == list(plain)
+    assert all(torch.equal(value, plain[name]) for name, value in merged.items())
 
 
 def test_adapters_start_alike_in_every_run_and_leave_the_global_stream_alone(

@@ -9,7 +9,7 @@ from torch import nn
 
 from mfdiff_core.data.batches import BatchStream
 from mfdiff_core.data.dataset import Dataset
-from mfdiff_core.errors import ConfigError, TrainingError
+from mfdiff_core.errors import TrainingError
 from mfdiff_core.model import Layout, MFdiffModel
 from mfdiff_core.training.loop import Progress, TrainConfig, train
 from mfdiff_core.training.optim import OptimConfig
@@ -79,7 +79,7 @@ def test_step_that_does_not_fit_is_done_again_in_halves_and_is_the_same_step(
     state = start_training(make_model(), PLAIN)
     cramped = Cramped(state.model, room=2)
     config = TrainConfig(iterations=3, optim=PLAIN, log_every=1)
-    events = train(state, batches, config, parallel=cramped)
+    events = train(state, batches, config, wrap=lambda _: cramped)
     losses = [event.loss for event in events if isinstance(event, Progress)]
     assert losses == pytest.approx(whole, rel=1e-4)
     assert cramped.seen == [4] + 3 * [2, 2]  # it fails once and is remembered
@@ -103,7 +103,7 @@ def test_memory_that_never_suffices_ends_with_what_would(
 ) -> None:
     state = start_training(make_model(), PLAIN)
     config = TrainConfig(iterations=1, optim=PLAIN, accumulate=accumulate)
-    run = train(state, batches, config, parallel=Cramped(state.model, room), share=share)
+    run = train(state, batches, config, wrap=lambda _: Cramped(state.model, room), share=share)
     if not sentence:
         assert list(run)
         return
@@ -185,10 +185,16 @@ def test_stepwise_unfreezing_releases_one_stage_after_the_other_from_the_output_
     assert steps == [{1}, {5}, {7}, {9}, {11}, {13}, {15}]
 
 
-def test_model_shared_by_workers_is_not_unfrozen_on_the_way(
+def test_model_is_wrapped_anew_whenever_more_of_it_is_trained(
     make_model: MakeModel, batches: BatchStream
 ) -> None:
     state = start(make_model(), Recipe(freeze="fusion"), make_model().state_dict())
-    config = TrainConfig(iterations=2, unfreeze_after=1)
-    with pytest.raises(ConfigError, match="shared by several workers"):
-        list(train(state, batches, config, parallel=state.model))
+    trained: list[int] = []
+
+    def wrap(model: nn.Module) -> nn.Module:
+        trained.append(sum(parameter.requires_grad for parameter in model.parameters()))
+        return model
+
+    list(train(state, batches, TrainConfig(iterations=4, unfreeze_after=2), wrap=wrap))
+    frozen_first, all_of_it = trained
+    assert frozen_first < all_of_it == len(list(state.model.parameters()))

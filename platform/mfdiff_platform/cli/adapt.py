@@ -81,8 +81,8 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
     "--gpus-per-trial",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 1),
-    help="GPU share of a trial; 0 trains on the CPU.",
+    type=click.FloatRange(min=0),
+    help="GPU share of a trial, or how many GPUs share it; 0 trains on the CPU.",
 )
 @click.option(
     "--concurrent", type=click.IntRange(min=1), help="Trials at a time.  [default: as many as fit]"
@@ -167,6 +167,10 @@ def command(
     number = trials.removeprefix("+")
     if not number.isdecimal() or int(number) < 1:
         raise click.UsageError(f"--trials takes a number such as 50 or +20, got {trials!r}")
+    if gpus_per_trial > 1 and not gpus_per_trial.is_integer():
+        raise click.UsageError(
+            f"--gpus-per-trial takes a share such as 0.25, or whole GPUs, got {gpus_per_trial:g}"
+        )
     plan = StudyPlan(
         domain=domain,
         name=name or (domain if system in (None, "mfdiff") else f"{domain}-{system}"),
