@@ -24,6 +24,8 @@ import yaml
 from scipy.stats import t as student
 
 from benchmarks.record import write_result
+from mfdiff_core.bundle import load_bundle
+from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.files import read_json
 from mfdiff_platform.adapt import Adapted, adapt
 from mfdiff_platform.outcome import gain_over_paper
@@ -108,6 +110,23 @@ def figures(adapted: Adapted) -> dict[str, Any]:
         "share_of_full_trials": saved.done / (trials * space.iterations),
         "subjects": outcome.rows[-1].subjects,
         "test_evaluations": outcome.test_evaluations,
+        "setup": setup(study),
+    }
+
+
+def setup(study: Study) -> dict[str, Any]:
+    """What the figures depend on: network, pretraining, slices, length of a trial."""
+    request = study.request
+    pretrained, dataset = load_bundle(Path(request.pretrained)), open_dataset(Path(request.data))
+    parts = ("train", "validation", "test")
+    return {
+        "parameters": sum(p.numel() for p in pretrained.model().parameters()),
+        "image_size": pretrained.config.image_size,
+        "pretraining_iterations": pretrained.provenance.iterations,
+        "slices": {part: len(dataset.part(part)) for part in parts},
+        "people": {part: len(getattr(dataset.split, part)) for part in parts},
+        "iterations": request.search_space().iterations,
+        "validations": request.validations,
     }
 
 

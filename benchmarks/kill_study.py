@@ -1,11 +1,13 @@
 """A study whose command is killed again and again, and what is left of it.
 
-    python -m benchmarks.kill_study --workspace W --scratch S [--kills 10] [--compare]
+    python -m benchmarks.kill_study --workspace W --scratch S [--kills 10]
 
-SIGKILL hits the command at random moments of a study; the same command then goes on. At the end
-each trial must have ended once, with one MLflow run, no two search points alike, and every trial
-that had ended before a kill as it was. `--compare` runs an uninterrupted study as well: with one
-trial at a time both try the same recipes. A workspace of `benchmarks.tiny_workspace` will do.
+An uninterrupted study says how long a start and a trial take here. In a second one SIGKILL hits
+the command again and again, at random moments of its start, of its first trial and of trials
+spread evenly over the study; the same command then goes on. At the end each trial must have ended
+once, with one MLflow run, no two search points alike, and every trial that had ended before a kill
+as it was; with one trial at a time both studies try the same recipes. A workspace of
+`benchmarks.tiny_workspace` will do.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,37 +51,61 @@ def main() -> None:
     parser.add_argument("--domain", default="ood3")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--trial-seconds", type=float, default=5.0, help="rough time of a trial")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    result = torment(arguments)
-    if arguments.compare:
-        result["same_as_uninterrupted"] = same_as_uninterrupted(arguments)
+    pace = undisturbed(arguments)
+    result = {"seconds": asdict(pace), **torment(arguments, pace)}
+    result["same_as_uninterrupted"] = same_as_uninterrupted(arguments)
     print(json.dumps(result, indent=2))
     if arguments.json:
         write_result(arguments.json, result)
     wrong = [result[name] for name in ("lost", "changed", "alike", "missing_runs", "double_runs")]
-    sys.exit(any(wrong) or result.get("same_as_uninterrupted") is False)
+    sys.exit(any(wrong) or not result["same_as_uninterrupted"])
 
 
-def torment(arguments: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of the uninterrupted study: to its first trial's end, per trial, and in all."""
+
+    start: float
+    trial: float
+    whole: float
+
+
+def undisturbed(arguments: argparse.Namespace) -> Pace:
+    """Run the study without killing it, and time it."""
+    workspace, began = copy_of(arguments, "whole"), time.monotonic()
+    ledger = Ledger(workspace.study("tormented") / TRIALS)
+    process = begin(arguments, workspace)
+    wait_for(ledger, 1, process)
+    first = time.monotonic() - began
+    wait_for(ledger, arguments.trials, process)
+    last = time.monotonic() - began
+    if process.wait() != 0:
+        sys.exit(f"the study failed on its own; see {workspace.root / 'adapt.log'}")
+    each = (last - first) / (arguments.trials - 1)
+    return Pace(round(first, 1), round(each, 2), round(time.monotonic() - began, 1))
+
+
+def torment(arguments: argparse.Namespace, pace: Pace) -> dict[str, Any]:
     """Kill the command ``--kills`` times, let it end, and count what is wrong."""
     workspace = copy_of(arguments, "killed")
     ledger = Ledger(workspace.study("tormented") / TRIALS)
     draws, moments = rng(arguments.seed, "kills"), []
     before: dict[int, str] = {}
-    changed = 0
+    changed = early = 0
     for kill in range(arguments.kills):
         process = begin(arguments, workspace)
-        # Evenly over the study, so that no kill comes after its end: first so many trials
-        # have to have ended, then a random time passes.
-        wait_for(ledger, arguments.trials * kill // (arguments.kills + 1), process)
-        time.sleep(draws.uniform(0, arguments.trial_seconds))
-        moments.append(len(ledger.ended()) if ledger.folder.is_dir() else 0)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # The k-th kill waits for its share of the trials and then for a random part of another
+        # one, so that all of them come before the study's end.
+        wait_for(ledger, (arguments.trials - 1) * kill // arguments.kills, process)
+        time.sleep(draws.uniform(0, pace.start + pace.trial if kill == 0 else pace.trial))
+        moments.append(len(ended_records(ledger)))
+        if process.poll() is None:
+            early += 1
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         changed += differing(ledger, before)
         before = ended_records(ledger)
     process = begin(arguments, workspace)
@@ -87,6 +114,7 @@ def torment(arguments: argparse.Namespace) -> dict[str, Any]:
     changed += differing(ledger, before)
     return {
         "exit_code": code,
+        "kills_before_the_end": early,
         "ended_trials_at_each_kill": moments,
         "states": dict(Counter(record.state for record in records)),
         "lost": arguments.trials - len(ledger.ended()),
@@ -123,11 +151,9 @@ def count_runs(workspace: Workspace, trials: int) -> dict[str, int]:
 
 
 def same_as_uninterrupted(arguments: argparse.Namespace) -> bool:
-    """Whether a study that nobody disturbed tries the same recipes."""
-    workspace = copy_of(arguments, "whole")
-    begin(arguments, workspace).wait()
-    killed = Workspace(arguments.scratch.absolute() / "killed")
-    ledgers = [Ledger(w.study("tormented") / TRIALS) for w in (workspace, killed)]
+    """Whether the study that nobody disturbed tried the same recipes."""
+    places = [Workspace(arguments.scratch.absolute() / name) for name in ("whole", "killed")]
+    ledgers = [Ledger(place.study("tormented") / TRIALS) for place in places]
     recipes = [[record.config["recipe"] for record in ledger] for ledger in ledgers]
     return recipes[0] == recipes[1]
 

@@ -28,14 +28,15 @@ class RecipeHalving(FIFOScheduler):
 
     Until the last rung a trial is compared with those of its strategy alone: early on, where a
     recipe starts from says more about its figures than how good it will be. A model from scratch
-    begins as the LPET, a fine-tuned one as what the phantoms taught.
+    begins as the LPET, a fine-tuned one as what the phantoms taught. What counts is the best so
+    far, as a trial keeps its best weights.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
         super().__init__()
         self._objective = objective
         marks = sorted({max(1, int(share * iterations)) for share in RUNGS}, reverse=True)
-        self._last = marks[0]
+        self._last, self._best = marks[0], dict[str, float]()
         self.rungs: dict[int, dict[str, dict[str, float]]] = {mark: {} for mark in marks}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -51,9 +52,12 @@ class RecipeHalving(FIFOScheduler):
 
     def judge(self, trial: str, strategy: str, iterations: int, score: float) -> bool:
         """Whether a trial deserves to go on after ``iterations``; higher scores are better."""
-        mark = next((mark for mark in self.rungs if iterations >= mark), None)
-        if mark is None or not math.isfinite(score):
+        if not math.isfinite(score):
             return True  # training itself ends what diverges, and says so
+        score = self._best[trial] = max(score, self._best.get(trial, score))
+        mark = next((mark for mark in self.rungs if iterations >= mark), None)
+        if mark is None:
+            return True
         peers = "" if mark == self._last else strategy
         scores = self.rungs[mark].setdefault(peers, {})
         if trial in scores:

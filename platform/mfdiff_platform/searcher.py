@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mfdiff_core.seeding import derive_seed
+from mfdiff_platform.known import point_of
 from mfdiff_platform.objective import Objective
 from mfdiff_platform.search_parameter import Choices, Value
 from mfdiff_platform.search_space import SearchSpace
@@ -77,6 +79,8 @@ class RecipeSearcher(Searcher):
             suggestion = self._pending.pop(0)
             if suggestion.number in self._begun:
                 self._asked[trial_id] = self._begun[suggestion.number]
+            elif point := self._as_point(suggestion):
+                self._asked[trial_id] = self._ask_again(point)
             return _config(suggestion)
         if not self._numbers:
             return str(Searcher.FINISHED)
@@ -91,7 +95,7 @@ class RecipeSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how a search point ended; references are not its business."""
+        """Tell Optuna how a trial ended, references too where they are points of the space."""
         if error and self._failures_left is not None:
             self._failures_left = max(0, self._failures_left - 1)
         trial = self._asked.pop(trial_id, None)
@@ -137,7 +141,16 @@ class RecipeSearcher(Searcher):
             elif begun[number].distributions is not None:
                 self._begun[number] = self._ask_again(begun[number])
 
+    def _as_point(self, suggestion: Suggestion) -> Suggestion | None:
+        """A reference recipe as a point of the space, if it is one."""
+        if suggestion.distributions is not None:
+            return None
+        point = point_of(self._space, suggestion.recipe)
+        return point and replace(point, number=suggestion.number)
+
     def _remember(self, observation: Observation) -> None:
+        if point := self._as_point(observation.suggestion):
+            observation = replace(observation, suggestion=point)
         trial = remembered(observation, len(self._objectives))
         if trial is not None:
             self._study.add_trial(trial)

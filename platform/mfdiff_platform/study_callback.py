@@ -26,7 +26,14 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import BUNDLE, LATEST, PICTURE
 from mfdiff_platform.trial_validation import SUBJECTS
 
-_DEATHS = ("ActorDiedError", "RayActorError", "WorkerCrashedError", "worker process has died")
+_DEATHS = (
+    "ActorDiedError",
+    "RayActorError",
+    "WorkerCrashedError",
+    "worker process has died",
+    "its process or its node is gone",
+    "Connection closed by peer",  # what is left of a group says so
+)
 _LOGGED = (*MODES, "loss")
 
 

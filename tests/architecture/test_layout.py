@@ -40,7 +40,7 @@ FLAGS = {
         *["--space", "--setting"],
         *["--recipe", "--warm-start", "--metric", "--mode", "--sampler", "--scheduler"],
         *["--with-single-stage", "--gpus-per-trial", "--concurrent", "--trial-timeout"],
-        *["--max-failures", "--seeds", "--precision", "--seed", *WHERE],
+        *["--max-failures", "--seeds", "--finalists", "--precision", "--seed", *WHERE],
     ],
     "compare": [
         *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],

@@ -116,6 +116,13 @@ def test_bars_of_an_earlier_session_stand_again(halving: RecipeHalving) -> None:
     assert bars[0] == bars[1] == [[], [24.0, 25.0], [18.0, 20.0, 22.0]]
 
 
+def test_trial_is_judged_by_its_best_validation_so_far(halving: RecipeHalving) -> None:
+    verdict(halving, trial(halving), 29.0, 45)
+    made = trial(halving)
+    verdict(halving, made, 30.0, 40)
+    assert verdict(halving, made, 28.0, 45) == TrialScheduler.CONTINUE
+
+
 def test_strategies_are_compared_with_each_other_at_the_last_rung_alone(
     halving: RecipeHalving,
 ) -> None:

@@ -211,18 +211,25 @@ def test_optuna_learns_how_a_trial_ended(
     for trial_id in ("a", "b", "c", "point"):
         searcher.suggest(trial_id)
     searcher.on_trial_complete("point", ending)
-    (told,) = searcher._study.trials
+    *_, told = searcher._study.trials
     assert told.state == state
     stopped = {30: 25.0} if state == TrialState.PRUNED else {}
     assert told.intermediate_values == stopped
 
 
-def test_references_are_not_told_to_optuna(study: Study) -> None:
+def test_references_that_are_points_of_the_space_are_told_to_optuna(study: Study) -> None:
     searcher = open_searcher(study)
-    for trial_id in study.request.references():
-        searcher.suggest(trial_id)
-        searcher.on_trial_complete(trial_id, {"psnr": 50.0, "iterations": 90, FINAL: True})
-    assert searcher._study.trials == []
+    for number, trial_id in enumerate(study.request.references()):
+        config = searcher.suggest(trial_id)
+        assert isinstance(config, dict)
+        ending = {"psnr": 50.0 + number, "iterations": 90, FINAL: True}
+        searcher.on_trial_complete(trial_id, ending)
+        study.ledger.add(recorded(config), number)
+        study.ledger.update(number, state="finished", metrics=ending, iterations=90)
+    told = [(trial.params["strategy"], trial.values) for trial in searcher._study.trials]
+    assert told == [("two_stage", [51.0]), ("internal", [52.0])]  # external trains nothing
+    again = [(t.params["strategy"], t.values) for t in open_searcher(study)._study.trials]
+    assert again == told
 
 
 def test_trial_cut_short_is_asked_again_before_anything_new(study: Study) -> None:
@@ -251,7 +258,7 @@ def test_failed_observation_needs_no_value(study: Study) -> None:
         step(searcher, study.ledger)
     step(searcher, study.ledger, killed=True)
     study.ledger.update(3, state="failed")
-    assert open_searcher(study)._study.trials[0].state == TrialState.FAIL
+    assert open_searcher(study)._study.trials[-1].state == TrialState.FAIL
 
 
 def test_request_survives_the_disk(tmp_path: Path) -> None:
