@@ -39,9 +39,9 @@ class Batch(NamedTuple):
         """Part ``place`` of ``count`` equal parts."""
         size = len(self.x_s) // count
         rows = slice(place * size, (place + 1) * size)
-        images = (image[rows] for image in self.images)
+        x_p, x_m, x_s = (image[rows] for image in self.images)
         sinograms = None if self.sinograms is None else self.sinograms[rows]
-        return Batch(*images, self.keys[rows], sinograms)
+        return Batch(x_p, x_m, x_s, self.keys[rows], sinograms)
 
 
 @dataclass(frozen=True)

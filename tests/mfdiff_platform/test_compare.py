@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import override
-from mfdiff_core.data.batches import BatchStream
+from mfdiff_core.data.batches import Batch, BatchStream
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json
 from mfdiff_core.model import MODELS, ModelConfig, preset
@@ -158,9 +158,12 @@ def test_table_killed_in_its_second_row_goes_on_there_and_ends_the_same(
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     steps: list[int] = []
     batch = BatchStream.__call__
-    monkeypatch.setattr(
-        BatchStream, "__call__", lambda stream, step: (steps.append(step), batch(stream, step))[1]
-    )
+
+    def counted(stream: BatchStream, step: int) -> Batch:
+        steps.append(step)
+        return batch(stream, step)
+
+    monkeypatch.setattr(BatchStream, "__call__", counted)
     assert numbers(compare(fresh, store, chosen, longer)) == straight
     assert steps == [2, 3]
 
