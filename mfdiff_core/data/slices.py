@@ -153,12 +153,12 @@ def _shape(sinogram: npt.NDArray[np.float32] | None) -> tuple[int, int] | None:
 
 
 def _pixels_of(record: SliceRecord, name: str) -> npt.NDArray[Any]:
-    if name in SINOGRAMS:
-        assert record.sinogram is not None, "the schema has these columns only where they are"
-        measured: npt.NDArray[Any] = record.sinogram[SINOGRAMS.index(name)]
-        return measured
-    image: npt.NDArray[Any] = getattr(record, name)
-    return image
+    if name not in SINOGRAMS:
+        image: npt.NDArray[Any] = getattr(record, name)
+        return image
+    assert record.sinogram is not None, "the schema has these columns only where they are"
+    sinogram: npt.NDArray[np.float32] = record.sinogram[SINOGRAMS.index(name)]
+    return sinogram
 
 
 def _check(record: SliceRecord, first: SliceRecord) -> None:

@@ -6,6 +6,7 @@ different is different. Every function returns the bytes of a PNG.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ _PANEL_IN, _GAP_IN, _MARGIN_IN = 1.35, 0.05, 0.08
 _BAR_IN, _BAR_ROOM_IN = 0.07, 0.62
 _TITLE_IN, _CAPTION_IN = 0.24, 0.26
 _NAME_LENGTH = 18  # characters of a name that fit above a panel
+_MOST_COLUMNS = 9  # more panels than these go on in a second band below
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +90,26 @@ def comparison_figure(
         raise ValueError("a comparison needs at least one image, got panels={}")
     box = _head_box([x_s] if x_m is None else [x_s, x_m])
     columns = ([] if x_m is None else ["T1"]) + [*panels, "SPET"]
-    page = _Page(len(columns), 2, box, heading=bool(title), caption=True)
+    bands = math.ceil(len(columns) / _MOST_COLUMNS)
+    width = math.ceil(len(columns) / bands)
+    page = _Page(width, 2 * bands, box, heading=bool(title), caption=True, band_rows=2)
     errors = {name: image - x_s for name, image in panels.items()}
     limit = _error_limit(errors)
-    for column, name in enumerate(columns):
-        page.name(column, name)
+    for place, name in enumerate(columns):
+        row, column = 2 * (place // width), place % width
+        page.name(column, name, row)
         if name == "T1" and x_m is not None:
-            page.show(0, column, x_m, MR_COLOURS, _mr_range(x_m))
+            page.show(row, column, x_m, MR_COLOURS, _mr_range(x_m))
             continue
         image = panels.get(name, x_s)
-        pet = page.show(0, column, image, PET_COLOURS, (0, float(x_s.max())))
+        pet = page.show(row, column, image, PET_COLOURS, (0, float(x_s.max())))
         if name in panels:
-            error = page.show(1, column, errors[name], ERROR_COLOURS, (-limit, limit))
-            page.caption(1, column, _scores(evaluate_slices(image[None], x_s[None]).mean()))
+            error = page.show(row + 1, column, errors[name], ERROR_COLOURS, (-limit, limit))
+            page.caption(row + 1, column, _scores(evaluate_slices(image[None], x_s[None]).mean()))
     page.point(arrows)
     page.bar(0, pet, f"activity ({unit})")
-    page.bar(1, error, f"restored − SPET ({unit})", column=len(columns) - 2)
+    # Below the SPET there is no error map, so a single band has its bar there.
+    page.bar(1, error, f"restored − SPET ({unit})", column=width - (2 if bands == 1 else 1))
     if voxel_mm:
         page.scale_bar(voxel_mm)
     page.heading(title)
@@ -136,7 +142,10 @@ def contact_sheet(
 
 
 class _Page:
-    """A grid of equal panels, with room for names, captions and colour bars around it."""
+    """A grid of equal panels, with room for names, captions and colour bars around it.
+
+    Every ``band_rows`` rows there is room for captions and names between rows, as around them.
+    """
 
     def __init__(
         self,
@@ -147,8 +156,10 @@ class _Page:
         heading: bool = False,
         row_names: bool = False,
         caption: bool = False,
+        band_rows: int | None = None,
     ) -> None:
         self.box = box
+        self.band_rows = band_rows or num_rows
         height = (box[0].stop - box[0].start) / (box[1].stop - box[1].start) * _PANEL_IN
         self.size = (_PANEL_IN, height)
         self.left = _MARGIN_IN + (0.3 if row_names else 0)
@@ -158,15 +169,17 @@ class _Page:
         self.num_columns = num_columns
         self.heading_in = _TITLE_IN if heading else 0
         width = self.left + num_columns * (_PANEL_IN + _GAP_IN) + _BAR_ROOM_IN
-        top = self.bottom + (num_rows - 1) * self.row_step + height
+        top = self.place(0, 0)[1] + height
         self.figure = new_figure(width, top + _TITLE_IN + self.heading_in)
         self.panels: dict[tuple[int, int], Any] = {}
 
     def place(self, row: int, column: int) -> tuple[float, float]:
         """Lower left corner of a panel in inches."""
+        bands_below = (self.num_rows - 1) // self.band_rows - row // self.band_rows
+        between = bands_below * (_TITLE_IN + _CAPTION_IN)
         return (
             self.left + column * (_PANEL_IN + _GAP_IN),
-            self.bottom + (self.num_rows - 1 - row) * self.row_step,
+            self.bottom + (self.num_rows - 1 - row) * self.row_step + between,
         )
 
     def show(
@@ -185,9 +198,9 @@ class _Page:
         width, height = self.figure.get_size_inches()
         self.figure.text(x_in / width, y_in / height, text, **style)
 
-    def name(self, column: int, text: str) -> None:
+    def name(self, column: int, text: str, row: int = 0) -> None:
         """Name above a column."""
-        x, y = self.place(0, column)
+        x, y = self.place(row, column)
         x, y = x + self.size[0] / 2, y + self.size[1] + 0.07
         size = TITLE_PT * min(1, _NAME_LENGTH / len(text))
         self.text(x, y, text, ha="center", va="bottom", size=size, color=INK)
@@ -222,9 +235,9 @@ class _Page:
         axes.text(0.96 - length / 2, 0.055, "5 cm", **inside, **text)
 
     def point(self, arrows: Sequence[Arrow]) -> None:
-        """Arrows from the upper left in every panel of the first row."""
+        """Arrows from the upper left in every panel of the first row of each band."""
         for (row, _), axes in self.panels.items():
-            for arrow in arrows if row == 0 else ():
+            for arrow in arrows if row % self.band_rows == 0 else ():
                 tip = (arrow.column - self.box[1].start, arrow.row - self.box[0].start)
                 style = {"arrowstyle": "-|>", "color": arrow.colour, "lw": 1.0, "shrinkB": 3}
                 axes.annotate("", tip, (-12, 12), textcoords="offset points", arrowprops=style)

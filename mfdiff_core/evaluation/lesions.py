@@ -77,6 +77,7 @@ class LesionSummary:
         num_pet_only: PET-only lesions that the SPET shows.
         lost_share: false negatives: share of them whose recovery is below `LOST_BELOW`.
         mean_recovery: mean contrast recovery of all lesions that the SPET shows.
+        num_both: lesions of both images that the SPET shows.
         num_mr_only: MR-only lesions.
         invented_share: false positives: share of them with an excess beyond ``threshold``.
         threshold: `INVENTED_ABOVE`, or more where lesion-free tissue varies more.
@@ -88,6 +89,12 @@ class LesionSummary:
     num_mr_only: int
     invented_share: float
     threshold: float
+    num_both: int = 0
+
+    @property
+    def num_lesions(self) -> int:
+        """All that were judged, each in every slice that shows it."""
+        return self.num_pet_only + self.num_both + self.num_mr_only
 
 
 def score_lesions(
@@ -155,6 +162,7 @@ def summarise_lesions(
         num_mr_only=len(mr_only),
         invented_share=_mean([abs(value) > threshold for value in mr_only]),
         threshold=threshold,
+        num_both=len(present) - len(pet_only),
     )
 
 

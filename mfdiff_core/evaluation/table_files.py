@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mfdiff_core.evaluation.metrics import METRICS, definition
+from mfdiff_core.evaluation.scores import Score
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, paired, ranks, spread
 
 
@@ -17,7 +18,8 @@ def to_csv(table: Table) -> str:
     """One line per method and setting."""
     stream = io.StringIO()
     lines = [_flat(row) for row in table.rows]
-    writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue()
@@ -32,7 +34,18 @@ def _flat(row: TableRow) -> dict[str, Any]:
     e = row.score.quantitative["psnr"]
     cost = asdict(row.cost) if row.cost else dict.fromkeys(Cost.__dataclass_fields__, "")
     counts = {"subjects": e.num_subjects, "slices": e.num_slices}
-    return values | counts | {"activity": row.score.activity} | cost
+    return values | counts | {"activity": row.score.activity} | _judged(row.score) | cost
+
+
+def _judged(score: Score) -> dict[str, Any]:
+    """Bias of regions and what became of lesions; the same columns in every row of a table."""
+    biases = {
+        f"bias_{region.replace(' ', '_')}_{name}": value
+        for region, bias in score.regions.items()
+        for name, value in (("mean", bias.mean), ("max", bias.maximum))
+    }
+    lesions = asdict(score.lesions) if score.lesions else {}
+    return biases | {f"lesions_{name}": value for name, value in lesions.items()}
 
 
 def to_latex(table: Table) -> str:

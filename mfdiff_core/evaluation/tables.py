@@ -180,9 +180,13 @@ def _lesion_lines(rows: Sequence[TableRow]) -> list[str]:
         found = row.score.lesions
         if found is None:
             continue
-        lost, invented = (f"{_plain(100 * x)} %" for x in (found.lost_share, found.invented_share))
+        lost, invented = (_share(x) for x in (found.lost_share, found.invented_share))
         cells.append([row.method, _plain(found.mean_recovery, 3), lost, invented])
-        counts = f"{found.num_pet_only} lesions in PET only, {found.num_mr_only} in MR only"
+        counts = (
+            f"{found.num_lesions} in all, each counted in every slice that shows it:"
+            f" {found.num_pet_only} lesions in PET only, {found.num_mr_only} in MR only,"
+            f" {found.num_both} in both"
+        )
     if len(cells) == 1:
         return []
     rule = (
@@ -194,6 +198,10 @@ def _lesion_lines(rows: Sequence[TableRow]) -> list[str]:
 
 def _plain(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def _percent(share: float) -> str:

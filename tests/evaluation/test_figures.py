@@ -93,6 +93,15 @@ def test_a_comparison_of_nothing_is_refused() -> None:
         comparison_figure({}, slices()[2])
 
 
+def test_many_methods_go_on_in_a_second_band() -> None:
+    x_s, x_p, _ = slices()
+    few, many = (
+        pixels(comparison_figure({str(i): x_p for i in range(n)}, x_s)).shape for n in (8, 16)
+    )
+    assert many[1] == few[1]
+    assert many[0] > 1.9 * few[0]
+
+
 def test_figures_leave_matplotlib_state_alone() -> None:
     import matplotlib
 

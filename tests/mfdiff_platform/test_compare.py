@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from click.testing import CliRunner
 
 from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import override
+from mfdiff_core.data.batches import Batch, BatchStream
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json
 from mfdiff_core.model import MODELS, ModelConfig, preset
@@ -74,7 +78,7 @@ def numbers(compared: Compared) -> Any:
 def test_comparison_is_the_same_twice_and_trains_once(
     workspace: Workspace, store: TrackingStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    chosen = own(["m-unet", "munet"], "phantom", 1)
+    chosen = own(["m-unet", "fb-sem", "csrd"], "phantom", 2)
     first = numbers(compare(workspace, store, chosen, scale()))
     fresh = Workspace(tmp_path / "fresh")
     (fresh.root).mkdir()
@@ -109,6 +113,59 @@ def test_interrupted_comparison_goes_on_from_its_checkpoint(
     again = numbers(compare(fresh, store, chosen, scale(recipe=longer)))
     assert steps == [0, 1, 2, 2, 3]
     assert again == straight
+
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mfdiff_core.data.batches import BatchStream
+from mfdiff_platform.compare import compare
+from mfdiff_platform.compare_plan import CompareScale, default_recipe, own
+from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.workspace import Workspace
+
+torch.set_num_threads(1)
+root, tracking = map(Path, sys.argv[1:])
+steps, batch = [], BatchStream.__call__
+
+def counted(stream, step):
+    steps.append(step)
+    if steps == [0, 1, 2, 3, 0, 1, 2]:  # the third step of the second row
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(stream, step)
+
+BatchStream.__call__ = counted
+recipe = replace(default_recipe("tiny", 4, 2), warmup=0)
+scale = CompareScale(size="tiny", recipe=recipe, adapt_iterations=1, samples=2, test_slices=1)
+compare(Workspace(root), TrackingStore(tracking), own(["m-unet", "munet"], "phantom", 1), scale)
+"""
+
+
+def test_table_killed_in_its_second_row_goes_on_there_and_ends_the_same(
+    workspace: Workspace, store: TrackingStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = own(["m-unet", "munet"], "phantom", 1)
+    longer = scale(recipe=replace(scale().recipe, iterations=4))
+    straight = numbers(compare(workspace, store, chosen, longer))
+    fresh = Workspace(tmp_path / "fresh")
+    fresh.root.mkdir()
+    (fresh.root / "data").symlink_to(workspace.root / "data")
+    command = [sys.executable, "-c", KILLED, str(fresh.root), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    steps: list[int] = []
+    batch = BatchStream.__call__
+
+    def counted(stream: BatchStream, step: int) -> Batch:
+        steps.append(step)
+        return batch(stream, step)
+
+    monkeypatch.setattr(BatchStream, "__call__", counted)
+    assert numbers(compare(fresh, store, chosen, longer)) == straight
+    assert steps == [2, 3]
 
 
 def test_second_stage_starts_from_the_first_and_settings_have_their_own_table(
