@@ -26,6 +26,7 @@ from scipy.stats import t as student
 from benchmarks.record import write_result
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.data.dataset import open_dataset
+from mfdiff_core.data.splits import Part
 from mfdiff_core.files import read_json
 from mfdiff_platform.adapt import Adapted, adapt
 from mfdiff_platform.outcome import gain_over_paper
@@ -118,7 +119,7 @@ def setup(study: Study) -> dict[str, Any]:
     """What the figures depend on: network, pretraining, slices, length of a trial."""
     request = study.request
     pretrained, dataset = load_bundle(Path(request.pretrained)), open_dataset(Path(request.data))
-    parts = ("train", "validation", "test")
+    parts: tuple[Part, ...] = ("train", "validation", "test")
     return {
         "parameters": sum(p.numel() for p in pretrained.model().parameters()),
         "image_size": pretrained.config.image_size,
