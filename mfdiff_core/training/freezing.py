@@ -138,7 +138,9 @@ def merged_weights(network: nn.Module) -> dict[str, torch.Tensor]:
         if not adapted:
             weights[name] = value
         elif part == "original":
-            weights[f"{path}.weight"] = network.get_submodule(path).weight.detach()
+            merged = network.get_submodule(path).weight
+            assert isinstance(merged, torch.Tensor)
+            weights[f"{path}.weight"] = merged.detach()
     return weights
 
 
