@@ -76,14 +76,14 @@ def test_fault_of_a_task_is_raised_in_its_own_words_and_ends_the_others(
 ) -> None:
     import ray
 
-    others = [ray.remote(num_cpus=0.1)(_work).remote(60) for _ in range(2)]
+    others = [ray.remote(num_cpus=0.1)(_work).remote(600) for _ in range(2)]
     with pytest.raises(DataError) as fault:
         list(as_completed([*others, ray.remote(load_manifest).remote(Path("/nowhere"))]))
     assert type(fault.value) is DataError
     assert str(fault.value).startswith("/nowhere: no dataset")
     for other in others:
         with pytest.raises(ray.exceptions.TaskCancelledError):
-            ray.get(other, timeout=20)
+            ray.get(other, timeout=120)
 
 
 def _work(seconds: float) -> float:
