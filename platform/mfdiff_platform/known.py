@@ -120,7 +120,8 @@ def point_of(space: SearchSpace, recipe: Mapping[str, Any]) -> Suggestion | None
     except LookupError:
         return None
     drawn = from_dict(Recipe, chosen)
-    if replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size) != wanted:
+    length = {"iterations": wanted.iterations, "batch_size": wanted.batch_size}
+    if drawn.strategy != wanted.strategy or replace(drawn, **length) != wanted:
         return None
     trial = FixedTrial(chosen)
     fields = space(trial)

@@ -25,14 +25,16 @@ DYNAMIC = ["--window", "--lpet", "--without-dose"]
 FLAGS = {
     "quickstart": HOW,
     "simulate": [
-        *["--domain", "--subjects", "--brainweb", "--labels", "--label-map", "--quick", "--out"],
+        *["--domain", "--subjects", "--brainweb", "--labels", "--label-map"],
+        *["--sinograms", "--quick", "--out"],
         *HOW,
     ],
     "data check": ["folder", "--json"],
     "data show": ["folder", "--picture", *WHERE],
     "pretrain": [
         "--model",
-        *["--gpus", "--cpus", "--preset", "--data", "--iterations", "--batch-size", "--name"],
+        *["--gpus", "--cpus", "--preset", "--data", "--original-settings"],
+        *["--iterations", "--batch-size", "--name"],
         *["--restart", "--wait", "--dry-run", "--cluster", "--set", *HOW],
     ],
     "adapt": [
