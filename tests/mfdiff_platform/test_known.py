@@ -114,6 +114,7 @@ def test_recipe_with_settings_that_the_space_lacks_is_no_point_of_it() -> None:
     assert set(point.distributions or {}) == {"lr", "schedule"}
     assert point_of(space, {**inside, "l2sp": 0.1}) is None
     assert point_of(space, {**inside, "lr": 0.5}) is None
+    assert point_of(space, {**inside, "strategy": "external", "iterations": 0}) is None
 
 
 def test_best_points_of_another_study_come_best_first(study: Study) -> None:
