@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--iterations", type=int, help="of a full trial; default: the space's")
     parser.add_argument("--validations", type=int, default=StudyPlan.validations)
+    parser.add_argument("--validation-slices", type=int, help="of each setting; default: all")
+    parser.add_argument("--pretrained", type=Path, help="bundle; default: the workspace's newest")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0)
     parser.add_argument("--concurrent", type=int)
     arguments = parser.parse_args()
@@ -71,7 +73,13 @@ def run(arguments: argparse.Namespace, domain: str, seed: int, name: str) -> Ada
         space = workspace.root / f"{domain}-{arguments.iterations}.yaml"
         space.write_text(cut(load(resolve(domain)), arguments.iterations))
     plan = StudyPlan(
-        domain=domain, name=name, seed=seed, space_file=space, validations=arguments.validations
+        domain=domain,
+        name=name,
+        seed=seed,
+        space_file=space,
+        pretrained=arguments.pretrained,
+        validations=arguments.validations,
+        validation_slices=arguments.validation_slices,
     )
     scale = SearchScale(
         trials=arguments.trials,
@@ -128,6 +136,7 @@ def setup(study: Study) -> dict[str, Any]:
         "people": {part: len(getattr(dataset.split, part)) for part in parts},
         "iterations": request.search_space().iterations,
         "validations": request.validations,
+        "validation_slices": request.validation_slices,
     }
 
 

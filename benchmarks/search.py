@@ -45,11 +45,11 @@ from mfdiff_platform.workspace import Workspace
 
 GRID: dict[str, list[Any]] = {
     "strategy": ["two_stage", "internal"],
-    "lr": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+    "lr": [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2],
     "schedule": ["constant", "cosine"],
     "freeze": ["none", "encoders", "all-but-up"],
+    "ema": [0.5, 0.9, 0.98],
 }
-FIXED: dict[str, Any] = {"ema": 0.9}
 WITHIN_DB = 0.1
 MOST_SUGGESTIONS = 20
 """Suggestions per recipe of the table after which a search has got stuck."""
@@ -69,11 +69,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--workspace", type=Path, default=Path("mfdiff-workspace"))
     parser.add_argument("--domain", default="ood3")
+    parser.add_argument("--setting", default="", help="slices of this setting alone")
     parser.add_argument("--data", type=Path, help="default: the workspace's of that domain")
     parser.add_argument("--pretrained", type=Path, help="default: the workspace's newest")
-    parser.add_argument("--iterations", type=int, default=54)
+    parser.add_argument("--iterations", type=int, default=72)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--validations", type=int, default=9)
+    parser.add_argument("--validations", type=int, default=18)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -92,14 +93,14 @@ def recipes(iterations: int, batch_size: int) -> Iterator[dict[str, Any]]:
         recipe = dict(zip(GRID, values, strict=True))
         if recipe["strategy"] == "internal" and recipe.pop("freeze") != GRID["freeze"][0]:
             continue
-        yield {**recipe, "iterations": iterations, "batch_size": batch_size, **FIXED}
+        yield {**recipe, "iterations": iterations, "batch_size": batch_size}
 
 
 def space_text(iterations: int, batch_size: int) -> str:
     """The grid as a search space."""
     parameters: dict[str, Any] = {name: {"choices": values} for name, values in GRID.items()}
     parameters["freeze"]["when"] = {"strategy": "two_stage"}
-    fixed = {"iterations": iterations, "batch_size": batch_size, **FIXED}
+    fixed = {"iterations": iterations, "batch_size": batch_size}
     parameters |= {name: {"value": value} for name, value in fixed.items()}
     return json.dumps({"parameters": parameters})
 
@@ -113,6 +114,7 @@ def record(arguments: argparse.Namespace) -> None:
     space.write_text(space_text(arguments.iterations, arguments.batch_size))
     plan = StudyPlan(
         domain=arguments.domain,
+        setting=arguments.setting,
         data=arguments.data,
         pretrained=arguments.pretrained,
         space_file=space,

@@ -87,7 +87,8 @@ def shrink(dataset: Dataset, folder: Path) -> None:
         write_shard(path, records)
         entries.append(describe_shard(folder, path, entry.subject, len(records)))
     shutil.copyfile(dataset.folder / SPLIT, folder / SPLIT)
-    replace(dataset.manifest, image_size=SIZE, shards=tuple(entries)).save(folder)
+    small = replace(dataset.manifest, image_size=SIZE, shards=tuple(entries), sinograms={})
+    small.save(folder)
 
 
 def pretrain_tiny(workspace: Workspace, iterations: int) -> None:

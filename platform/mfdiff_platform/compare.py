@@ -28,11 +28,11 @@ from mfdiff_platform.compare_plan import (
     without_sinograms,
 )
 from mfdiff_platform.compare_restoration import Restoration, filtered, restored_by
-from mfdiff_platform.compare_slices import by_setting, evenly
 from mfdiff_platform.compare_training import Arm, Trained, trained
 from mfdiff_platform.preflight import check_augmentation, check_image_size
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
+from mfdiff_platform.slice_parts import by_setting, evenly
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 

@@ -17,7 +17,7 @@ from mfdiff_core.evaluation.figures import Arrow, comparison_figure
 from mfdiff_core.evaluation.scores import subject_regions
 from mfdiff_core.evaluation.tables import Table
 from mfdiff_core.files import write_bytes
-from mfdiff_platform.compare_slices import by_setting
+from mfdiff_platform.slice_parts import by_setting
 
 KBQ = 1e-3
 """Bq/mL to kBq/mL."""

@@ -19,9 +19,9 @@ from mfdiff_core.files import atomic_path, read_json, sha256_text, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_platform.compare_plan import CompareScale, Method
-from mfdiff_platform.compare_slices import by_setting, evenly
 from mfdiff_platform.compare_training import repeatable
 from mfdiff_platform.progress import task
+from mfdiff_platform.slice_parts import by_setting, evenly
 
 TENSORS, FACTS = "restored.safetensors", "facts.json"
 BATCH_SIZE, TUNED_ON = 16, 32

@@ -25,11 +25,11 @@ from mfdiff_core.training.loop import Event, Snapshot, TrainConfig, Validated, t
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start
-from mfdiff_platform.compare_slices import evenly
 from mfdiff_platform.context import LocalContext
 from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.pretrain_request import fast_sampler
 from mfdiff_platform.progress import Task, task
+from mfdiff_platform.slice_parts import evenly
 
 BUNDLE, CLOCK, DESCRIPTION = "bundle", "clock.json", "arm.json"
 VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 2, 8, 8

@@ -41,7 +41,8 @@ class StudyPlan:
         recipe_file: a single recipe instead of a space; its seed, setting, metrics and so on win.
         warm_start: study whose best points are tried first.
         metrics, modes: what is optimised, see `StudyRequest`.
-        with_single_stage, sampler, scheduler, validations, precision, seed: see `StudyRequest`.
+        with_single_stage, sampler, scheduler, validations, validation_slices, precision, seed:
+            see `StudyRequest`.
     """
 
     domain: str
@@ -56,6 +57,7 @@ class StudyPlan:
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
     validations: int = 18
+    validation_slices: int | None = None
     precision: Precision = "fp32"
     seed: int = 0
     recipe_file: Path | None = None
@@ -105,6 +107,7 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
         sampler=plan.sampler,
         scheduler=plan.scheduler,
         validations=plan.validations,
+        validation_slices=plan.validation_slices,
         precision=plan.precision,
         metrics=plan.metrics,
         modes=plan.modes,
@@ -123,6 +126,7 @@ def _as_in_file(plan: StudyPlan, file: RecipeFile) -> StudyPlan:
         plan,
         seed=file.seed,
         validations=file.validations,
+        validation_slices=file.validation_slices,
         precision=file.precision,
         metrics=file.metrics,
         modes=file.modes,

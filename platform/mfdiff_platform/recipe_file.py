@@ -24,14 +24,15 @@ class RecipeFile:
 
     Attributes:
         recipe: what to do.
-        seed, validations, precision, metrics, modes, setting: of the study that found it; with
-            the same data and weights they give the same model again.
+        seed, validations, validation_slices, precision, metrics, modes, setting: of the study
+            that found it; with the same data and weights they give the same model again.
         data_fingerprint, pretrained_sha256: what it was found on.
     """
 
     recipe: Recipe
     seed: int = 0
     validations: int = 9
+    validation_slices: int | None = None
     precision: Precision = "fp32"
     metrics: tuple[str, ...] = ("psnr",)
     modes: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from mfdiff_platform.interrupt import interruptible
 from mfdiff_platform.progress import task
 from mfdiff_platform.run import Run
 from mfdiff_platform.session import SearchScale
+from mfdiff_platform.slice_parts import evenly
 from mfdiff_platform.study import Study
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import TrialSetting, tune_trial
@@ -83,9 +84,10 @@ def trial_data(study: Study, dataset: Dataset) -> TrialData:
     request = study.request
     phantom = open_dataset(Path(request.phantom)).part("train") if request.phantom else None
     setting = request.setting or None
+    held_out = evenly(dataset.part("validation", setting), request.validation_slices)
     return TrialData(
         train=PackedSlices.pack(dataset.part("train", setting)),
-        validation=PackedSlices.pack(dataset.part("validation", setting)),
+        validation=PackedSlices.pack(held_out),
         phantom=PackedSlices.pack(phantom) if phantom is not None else None,
     )
 

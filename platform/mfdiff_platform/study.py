@@ -52,6 +52,7 @@ class StudyRequest:
         seed: seed of the study.
         sampler, scheduler: how points are suggested, and which trials are stopped early.
         validations: how often a trial validates.
+        validation_slices: at most so many of each setting, evenly spread; None takes all.
         precision: arithmetic of the network.
         metrics, modes: what is optimised; trials are judged and stopped by the first.
         parent: study with another space, of which this one is the child.
@@ -72,6 +73,7 @@ class StudyRequest:
     sampler: SamplerName = "tpe"
     scheduler: SchedulerName = "asha"
     validations: int = 9
+    validation_slices: int | None = None
     precision: Precision = "fp32"
     phantom_fingerprint: str = ""
     metrics: tuple[str, ...] = ("psnr",)

@@ -114,6 +114,11 @@ from mfdiff_platform.cli.common import MODEL_NAMES, common, open_store, print_re
     type=click.IntRange(min=1),
     help="Best trials that are tested beside the references.",
 )
+@click.option(
+    "--validation-slices",
+    type=click.IntRange(min=1),
+    help="At most so many validation slices of each setting, evenly spread.  [default: all]",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @seed_option
 @common
@@ -139,6 +144,7 @@ def command(
     max_failures: int,
     seeds: int,
     finalists: int,
+    validation_slices: int | None,
     precision: str,
     seed: int,
     workspace: Path | None,
@@ -182,6 +188,7 @@ def command(
         with_single_stage=with_single_stage,
         sampler=sampler,  # type: ignore[arg-type]
         scheduler=scheduler,  # type: ignore[arg-type]
+        validation_slices=validation_slices,
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
         recipe_file=recipe,

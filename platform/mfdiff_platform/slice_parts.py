@@ -1,4 +1,4 @@
-"""Parts of a slice set that comparisons work on."""
+"""Parts of a slice set: its settings, and a few slices that stand for all."""
 
 from __future__ import annotations
 
