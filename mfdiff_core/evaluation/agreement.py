@@ -79,4 +79,4 @@ def _limits(axes: Any, differences: npt.NDArray[np.float64]) -> None:
     for name, height in lines.items():
         axes.axhline(height, ls="-" if name == "mean" else "--", lw=0.8, color=INK)
         place = {"xycoords": axes.get_yaxis_transform(), "va": "center", "size": SMALL_PT}
-        axes.annotate(f"{name}  {height:+.2f}", (1.02, height), color=MUTED, **place)
+        axes.annotate(f"{name}  {height:+.2g}", (1.02, height), color=MUTED, **place)
