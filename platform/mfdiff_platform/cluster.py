@@ -138,11 +138,20 @@ def is_addressed() -> bool:
 
 
 def machine() -> Resources:
-    """What a cluster started on this machine would have, counted without starting one."""
-    import torch
+    """What a cluster started on this machine would have, counted without starting one.
+
+    Asks torch for what it can use only where Ray sees a GPU at all: it takes seconds to import.
+    """
+    from ray._private.accelerators import get_accelerator_manager_for_resource
     from ray._private.utils import get_num_cpus
 
-    return Resources(cpus=int(get_num_cpus()), gpus=torch.cuda.device_count())
+    manager = get_accelerator_manager_for_resource("GPU")
+    gpus = manager.get_current_node_num_accelerators() if manager else 0
+    if gpus:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return Resources(cpus=int(get_num_cpus()), gpus=gpus)
 
 
 def _ask_to_grow(need: Resources) -> None:

@@ -7,6 +7,7 @@ share the run's folder; and the history survives whichever of them dies.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 from mfdiff_platform.progress import say
 
 POLL_S = 0.25
-EVENT_KEYS = ("kind", "step")
-"""What an event has beside its values."""
+EVENT_KEYS = ("kind", "step", "time_s")
+"""What an event has beside its values: what it is, when in the training, when (since 1970)."""
 
 
 class EventLog:
@@ -30,7 +31,8 @@ class EventLog:
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one event at once."""
-        self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        told = {"kind": kind, "step": step, "time_s": round(time.time(), 3), **values}
+        self._stream.write(json.dumps(told) + "\n")
 
 
 class EventReader:

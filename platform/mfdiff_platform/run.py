@@ -82,10 +82,19 @@ class Run:
         """Log a flat config as parameters; a second time, changed values become a tag."""
         self._submit("params", {name: _param(value) for name, value in config.items()})
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log all ``metrics`` of ``step`` (0 or more) in one call."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, time_s: float | None = None
+    ) -> None:
+        """Log all ``metrics`` of ``step`` (0 or more) in one call.
+
+        Args:
+            metrics: values by name.
+            step: when in the training.
+            time_s: when, in seconds since 1970; default is now.
+        """
         values = {name: float(value) for name, value in metrics.items()}
-        self._submit("metrics", {"metrics": values, "step": int(step), "time_ms": now_ms()})
+        time_ms = now_ms() if time_s is None else int(1000 * time_s)
+        self._submit("metrics", {"metrics": values, "step": int(step), "time_ms": time_ms})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""

@@ -96,20 +96,34 @@ class TrackingStore:
         Raises:
             TrackingError: it does not answer within seconds, or cannot be used.
         """
+        self.knock()
         try:
             if self.address.database:
                 self._client = open_client(self.address)
             else:
-                self.address.knock()
                 self._client = within(_ANSWER_S, lambda: open_client(self.address))
         except MfdiffError:
             raise
         except Exception as fault:
-            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise TrackingError(
-                f"MLflow at {self.address.shown} cannot be used: {reason}. Start it, or set "
-                f"{URI_VARIABLE} to another store, or unset it to use the workspace's own"
-            ) from fault
+            raise self._unusable(fault) from fault
+
+    def knock(self) -> None:
+        """See within a second that somebody listens, where the store is a server.
+
+        Raises:
+            TrackingError: nobody does.
+        """
+        try:
+            self.address.knock()
+        except OSError as fault:
+            raise self._unusable(fault) from fault
+
+    def _unusable(self, fault: Exception) -> TrackingError:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        return TrackingError(
+            f"MLflow at {self.address.shown} cannot be used: {reason}. Start it, or set "
+            f"{URI_VARIABLE} to another store, or unset it to use the workspace's own"
+        )
 
     def require_server(self, num_nodes: int) -> None:
         """Refuse a database file when runs are written from several machines.

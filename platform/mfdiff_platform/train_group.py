@@ -17,8 +17,8 @@ from typing import Any
 from mfdiff_core.errors import MfdiffError, TrainingError
 from mfdiff_platform.checkpoints import Checkpoints
 from mfdiff_platform.interrupt import StopRequest
-from mfdiff_platform.pretrain_request import Workers
 from mfdiff_platform.progress import say
+from mfdiff_platform.workers import Workers
 
 RAY = "ray"
 """Folder of Ray's own notes about a run."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ def steps(reader: EventReader) -> list[int]:
 
 def test_reader_yields_events_as_they_come_and_each_once(path: Path) -> None:
     log, reader = EventLog(path), EventReader(path)
+    before = time.time()
     log.append("progress", 1, {"loss": 0.5})
-    assert list(reader.new()) == [{"kind": "progress", "step": 1, "loss": 0.5}]
+    (event,) = reader.new()
+    assert before - 0.001 <= event.pop("time_s") <= time.time() + 0.001
+    assert event == {"kind": "progress", "step": 1, "loss": 0.5}
     log.append("progress", 2, {"loss": 0.4})
     log.append("validated", 2, {"psnr": 20.0})
     assert [(e["kind"], e["step"]) for e in reader.new()] == [("progress", 2), ("validated", 2)]

@@ -58,6 +58,18 @@ def test_more_gpus_than_the_machine_has_are_refused_in_seconds_with_numbers_and_
     assert not (site / "pretrained").exists()
 
 
+def test_what_this_machine_lacks_is_refused_before_torch_is_imported() -> None:
+    program = (
+        "import sys\n"
+        "from mfdiff_platform.cli import run\n"
+        "code = run(['pretrain', '--gpus', '800'])\n"
+        "sys.exit(code + 10 * ('torch' in sys.modules))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 3
+
+
 def test_mlflow_that_is_away_ends_it_with_7_before_ray_is_started(site: Path) -> None:
     away = {URI_VARIABLE: "http://127.0.0.1:9"}
     code, told, seconds = ended(site, "pretrain", "--cpus", "1", *SMALL, **away)
