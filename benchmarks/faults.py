@@ -39,8 +39,10 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
 STEPS, INTERVAL = 60, 10
-LONG = 1500
-"""Steps of the run that goes on without MLflow: about a minute."""
+LONG = 600
+"""Steps of the run that goes on without MLflow."""
+PATIENCE_S = 900
+"""For what a busy machine does slowly."""
 SETTINGS = {
     **{f"model.{path}": value for path, value in SMALL.items()},
     "train.optim.lr": 1e-3,
@@ -121,8 +123,8 @@ class Bench:
         steps = [event["step"] for event in self.events(name) if event["kind"] == "progress"]
         return max(steps, default=0)
 
-    def wait_for(self, name: str, step: int, seconds: float = 300) -> None:
-        until = time.monotonic() + seconds
+    def wait_for(self, name: str, step: int) -> None:
+        until = time.monotonic() + PATIENCE_S
         while self.step(name) < step:
             if time.monotonic() > until:
                 raise TimeoutError(f"{name} does not come to step {step}")
@@ -336,13 +338,13 @@ class _Server:
         self._process = subprocess.Popen(
             self._command, env=os.environ | quiet, start_new_session=True, **silent
         )
-        for _ in range(300):
-            try:
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            with suppress(OSError):
                 urlopen(f"{self.uri}/health", timeout=1).close()
-            except OSError:
-                time.sleep(0.2)
-            else:
                 return
+            time.sleep(0.2)
+        self.stop()
         raise TimeoutError(self.uri)
 
     def stop(self) -> None:

@@ -19,7 +19,7 @@ from mfdiff_core.config import flatten, from_dict, to_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json, write_json
-from mfdiff_platform.checkpoints import Checkpoints
+from mfdiff_platform.checkpoints import Checkpoints, checkpoint_bytes, naming_full_disk
 from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.errors import ResourceError
 from mfdiff_platform.events import EVENT_KEYS, EventReader, follow
@@ -145,10 +145,11 @@ def pretrain(
         return _complete_log(folder, store, request)
     check_machine(workers)
     dataset = check_request(request, workers, folder)
+    need = checkpoint_bytes(weight_bytes(request.model))
     with connect(purpose=f"pretrain {request.name}") as cluster:
         check_cluster(cluster, workers, wait=wait)
         check_shared(workspace.root, dataset.folder)
-        with _alone(folder):
+        with _alone(folder), naming_full_disk(folder, need):
             # Only now: a command that could not begin must not hold the name.
             write_json(folder / REQUEST, to_dict(request))
             shutil.rmtree(folder / WORKERS, ignore_errors=True)

@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.spool import Operation
+from mfdiff_platform.store_address import within
 
 if TYPE_CHECKING:
     from mfdiff_platform.tracking import TrackingStore
@@ -32,6 +33,8 @@ _LONGEST_PARAM = 500
 _LONGEST_TAG = 5000
 _LONGEST_REASON = 300
 _THUMBNAIL_PIXELS = 256
+_HURRY_S = 8.0
+"""Patience once the command was interrupted; schedulers kill after 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +150,20 @@ class Run:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Finish the run as failed or interrupted if the block does not come to its end."""
+        """Finish the run as failed or interrupted if the block does not come to its end.
+
+        Where that cannot be noted, because the disk is full or, after an interruption, because a
+        server takes too long to answer, it is still the block's fault that is raised.
+        """
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.finish("interrupted")
+            with suppress(OSError):
+                within(_HURRY_S, lambda: self.finish("interrupted"))
             raise
         except Exception as fault:
-            self.finish("failed", str(fault))
+            with suppress(OSError):
+                self.finish("failed", str(fault))
             raise
 
     def reopen(self) -> None:

@@ -36,7 +36,7 @@ __all__ = ["Run", "TrackingError", "TrackingStore", "ui_command", "ui_link"]
 
 KEY_TAG = "mfdiff.key"
 
-_ANSWER_S = 10.0
+_ANSWER_S = 8.0
 _TURN = "mlflow.turn"
 _STATE = ("workspace", "address", "spool", "_retry_after_s")
 # The store understood the call and will never accept it; anything else may pass later.

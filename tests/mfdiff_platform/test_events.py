@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -81,3 +82,14 @@ def test_follow_hands_over_what_came_before_a_fault(path: Path) -> None:
         EventLog(path).append("progress", 1, {})
         raise RuntimeError("worker died")
     assert [event["step"] for event in seen] == [1]
+
+
+def test_interruption_does_not_wait_for_a_handler_that_hangs(path: Path) -> None:
+    held = Event()
+    started = time.monotonic()
+    EventLog(path).append("progress", 1, {})
+    with pytest.raises(KeyboardInterrupt), follow(path, lambda _: held.wait() and None):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 10
+    held.set()
+    assert steps(EventReader(path)) == [1]
