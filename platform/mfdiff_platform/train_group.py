@@ -65,6 +65,9 @@ def run_group(
                 shutil.rmtree(folder / RAY, ignore_errors=True)
                 return
             except GroupDied as death:
+                if stop.seconds:  # a signal to the whole process group, say
+                    say(f"No checkpoint of the last step ({death}); the one before stays.")
+                    raise stop.fault() from None
                 deaths = 1 if checkpoints.newest() > reached else deaths + 1
                 if deaths > MOST_DEATHS:
                     raise TrainingError(
