@@ -142,16 +142,26 @@ def machine() -> Resources:
 
     Asks torch for what it can use only where Ray sees a GPU at all: it takes seconds to import.
     """
-    from ray._private.accelerators import get_accelerator_manager_for_resource
     from ray._private.utils import get_num_cpus
 
-    manager = get_accelerator_manager_for_resource("GPU")
-    gpus = manager.get_current_node_num_accelerators() if manager else 0
+    gpus = _gpus_in_sight()
     if gpus:
         import torch
 
         gpus = torch.cuda.device_count()
     return Resources(cpus=int(get_num_cpus()), gpus=gpus)
+
+
+def _gpus_in_sight() -> int:
+    """GPUs that Ray finds and that the environment does not hide from it."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = int(manager.get_current_node_num_accelerators())
+    return found if visible is None else min(found, len(visible))
 
 
 def _ask_to_grow(need: Resources) -> None:

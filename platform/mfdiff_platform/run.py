@@ -33,7 +33,7 @@ _LONGEST_PARAM = 500
 _LONGEST_TAG = 5000
 _LONGEST_REASON = 300
 _THUMBNAIL_PIXELS = 256
-_HURRY_S = 8.0
+_HURRY_S = 12.0
 """Patience once the command was interrupted; schedulers kill after 30 s."""
 
 
