@@ -192,7 +192,7 @@ def connect(
         purpose: what the dashboard's list of jobs says this is.
 
     Raises:
-        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
+        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer, or none can be started here.
     """
     prepare_environment(joining=is_addressed())
     import ray
@@ -231,7 +231,14 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*package_roots(), *inherited]))
     _keep_token_private()
-    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    try:
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    except Exception as fault:  # Ray raises plain ones where its own processes do not come up
+        ray.shutdown()
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+        raise ResourceError(
+            f"Ray does not start on this machine ({reason}); it may be too busy: try again later"
+        ) from fault
 
 
 def knock(address: str) -> None:
