@@ -138,11 +138,30 @@ def is_addressed() -> bool:
 
 
 def machine() -> Resources:
-    """What a cluster started on this machine would have, counted without starting one."""
-    import torch
+    """What a cluster started on this machine would have, counted without starting one.
+
+    Asks torch for what it can use only where Ray sees a GPU at all: it takes seconds to import.
+    """
     from ray._private.utils import get_num_cpus
 
-    return Resources(cpus=int(get_num_cpus()), gpus=torch.cuda.device_count())
+    gpus = _gpus_in_sight()
+    if gpus:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    return Resources(cpus=int(get_num_cpus()), gpus=gpus)
+
+
+def _gpus_in_sight() -> int:
+    """GPUs that Ray finds and that the environment does not hide from it."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = int(manager.get_current_node_num_accelerators())
+    return found if visible is None else min(found, len(visible))
 
 
 def _ask_to_grow(need: Resources) -> None:
@@ -173,7 +192,7 @@ def connect(
         purpose: what the dashboard's list of jobs says this is.
 
     Raises:
-        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
+        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer, or none can be started here.
     """
     prepare_environment(joining=is_addressed())
     import ray
@@ -212,7 +231,14 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*package_roots(), *inherited]))
     _keep_token_private()
-    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    try:
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    except Exception as fault:  # Ray raises plain ones where its own processes do not come up
+        ray.shutdown()
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+        raise ResourceError(
+            f"Ray does not start on this machine ({reason}); it may be too busy: try again later"
+        ) from fault
 
 
 def knock(address: str) -> None:

@@ -7,6 +7,8 @@ share the run's folder; and the history survives whichever of them dies.
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,10 @@ from typing import Any
 from mfdiff_platform.progress import say
 
 POLL_S = 0.25
-EVENT_KEYS = ("kind", "step")
-"""What an event has beside its values."""
+HURRY_S = 3.0
+"""Patience once the command was interrupted; schedulers kill after 30 s."""
+EVENT_KEYS = ("kind", "step", "time_s")
+"""What an event has beside its values: what it is, when in the training, when (since 1970)."""
 
 
 class EventLog:
@@ -30,7 +34,8 @@ class EventLog:
 
     def append(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one event at once."""
-        self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        told = {"kind": kind, "step": step, "time_s": round(time.time(), 3), **values}
+        self._stream.write(json.dumps(told) + "\n")
 
 
 class EventReader:
@@ -68,7 +73,8 @@ def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[Non
     """Call ``handle`` with each event of ``path`` while the block runs, from a thread.
 
     Where ``handle`` fails for want of disk, following ends with a word about it: the events stay
-    in the file, and whoever follows it next begins at the first.
+    in the file, and whoever follows it next begins at the first. So they do where the block was
+    interrupted and ``handle``, which may talk to a server that never answers, takes too long.
     """
     reader, stop = EventReader(path), Event()
 
@@ -82,7 +88,9 @@ def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[Non
         return True
 
     def watch() -> None:
-        while not stop.wait(POLL_S):
+        stopped = False
+        while not stopped:
+            stopped = stop.wait(POLL_S)
             if not hand_over():
                 return
 
@@ -92,5 +100,8 @@ def follow(path: Path, handle: Callable[[dict[str, Any]], None]) -> Iterator[Non
         yield
     finally:
         stop.set()
-        thread.join()
-        hand_over()
+        if isinstance(sys.exception(), KeyboardInterrupt):
+            thread.join(HURRY_S)
+        else:
+            thread.join()
+            hand_over()

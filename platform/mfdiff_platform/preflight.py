@@ -18,27 +18,12 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import NEEDS_SINOGRAMS, AnyModelConfig, build_model
 from mfdiff_core.physics.projector import Geometry
 from mfdiff_platform.checkpoints import KEPT, checkpoint_bytes, no_space
-from mfdiff_platform.cluster import Cluster, is_addressed, is_connected, machine
+from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.errors import ResourceError
-from mfdiff_platform.pretrain_request import PretrainRequest, Workers, share_batch
+from mfdiff_platform.pretrain_request import PretrainRequest, share_batch
+from mfdiff_platform.workers import Workers
 
 _BUNDLES = 2
-
-
-def check_machine(workers: Workers) -> None:
-    """Refuse what this machine does not have, when it is this machine that is asked.
-
-    Raises:
-        ResourceError: it is too small; says what it has and what to type instead.
-    """
-    if is_connected() or is_addressed():
-        return
-    have = machine()
-    if not have.holds(workers.resources):
-        raise ResourceError(
-            f"{purpose(workers)} needs {workers.resources}, this machine has {have};"
-            f" {_instead(workers, have.cpus, have.gpus)}"
-        )
 
 
 def check_request(request: PretrainRequest, workers: Workers, folder: Path) -> Dataset:
@@ -127,12 +112,11 @@ def check_cluster(cluster: Cluster, workers: Workers, *, wait: bool) -> None:
     Raises:
         ResourceError: they do not, now or (without ``wait``) yet.
     """
-    have = cluster.total
-    instead = _instead(workers, have.cpus, have.gpus)
-    cluster.obtain(workers.resources, purpose(workers), instead, wait=wait)
+    instead = workers.instead(cluster.total)
+    cluster.obtain(workers.resources, workers.purpose, instead, wait=wait)
     if (fitting := _places(workers)) < workers.count:
         raise ResourceError(
-            f"{purpose(workers)} needs a CPU beside each GPU; the nodes have {fitting} such places,"
+            f"{workers.purpose} needs a CPU beside each GPU; the nodes have {fitting} such places,"
             f" try --gpus {fitting}"
         )
 
@@ -144,15 +128,3 @@ def _places(workers: Workers) -> int:
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = ("CPU", "GPU") if workers.on_gpu else ("CPU",)
     return sum(math.floor(min(node.get(name, 0) for name in wanted)) for node in resources)
-
-
-def purpose(workers: Workers) -> str:
-    """What the resources are for, in messages."""
-    return f"pretraining with {workers.count} worker{'s' * (workers.count != 1)}"
-
-
-def _instead(workers: Workers, cpus: float, gpus: float) -> str:
-    """What to type on a machine or cluster with these resources."""
-    on_gpu = workers.on_gpu and gpus > 0
-    fitting = min(gpus, cpus) if on_gpu else cpus
-    return f"try {'--gpus' if on_gpu else '--cpus'} {fitting:g}"

@@ -19,21 +19,20 @@ from mfdiff_core.config import flatten, from_dict, to_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import read_json, write_json
-from mfdiff_platform.checkpoints import Checkpoints
+from mfdiff_platform.checkpoints import Checkpoints, checkpoint_bytes, naming_full_disk
 from mfdiff_platform.cluster import Cluster, Resources, connect
 from mfdiff_platform.errors import ResourceError
-from mfdiff_platform.events import EventReader, follow
+from mfdiff_platform.events import EVENT_KEYS, EventReader, follow
 from mfdiff_platform.interrupt import STOP
 from mfdiff_platform.nodes import check_shared
 from mfdiff_platform.picture import SlicePicture
 from mfdiff_platform.preflight import (
     check_cluster,
     check_image_size,
-    check_machine,
     check_request,
     weight_bytes,
 )
-from mfdiff_platform.pretrain_request import BatchShare, PretrainRequest, Workers, share_batch
+from mfdiff_platform.pretrain_request import BatchShare, PretrainRequest, share_batch
 from mfdiff_platform.pretrain_worker import (
     BUNDLE,
     EVENTS,
@@ -45,6 +44,7 @@ from mfdiff_platform.pretrain_worker import (
 from mfdiff_platform.progress import Task, say, task
 from mfdiff_platform.tracking import Run, TrackingStore
 from mfdiff_platform.train_group import run_group
+from mfdiff_platform.workers import Workers, check_machine
 from mfdiff_platform.workspace import Workspace
 
 __all__ = [
@@ -145,10 +145,11 @@ def pretrain(
         return _complete_log(folder, store, request)
     check_machine(workers)
     dataset = check_request(request, workers, folder)
+    need = checkpoint_bytes(weight_bytes(request.model))
     with connect(purpose=f"pretrain {request.name}") as cluster:
         check_cluster(cluster, workers, wait=wait)
         check_shared(workspace.root, dataset.folder)
-        with _alone(folder):
+        with _alone(folder), naming_full_disk(folder, need):
             # Only now: a command that could not begin must not hold the name.
             write_json(folder / REQUEST, to_dict(request))
             shutil.rmtree(folder / WORKERS, ignore_errors=True)
@@ -256,12 +257,12 @@ class _Follower:
         self._validated = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        step, kind = event.pop("step"), event.pop("kind")
+        kind, step, time_s = (event.pop(key, None) for key in EVENT_KEYS)
         if self._shown is not None:
             self._show(self._shown, step, kind, event)
         if kind in _METRICS:
             named = {f"{_METRICS[kind]}/{name}": value for name, value in event.items()}
-            self._run.log_metrics(named, step)
+            self._run.log_metrics(named, step, time_s)
         picture = picture_file(self._folder, step)
         if kind == "validated" and picture.is_file():
             self._run.log_image(SlicePicture.load(picture).png("restored"), "validation", step)

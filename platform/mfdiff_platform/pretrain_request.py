@@ -11,7 +11,6 @@ from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import AnyModelConfig, ModelConfig, preset
 from mfdiff_core.training.loop import TrainConfig
-from mfdiff_platform.cluster import Resources
 
 FAST_EVALUATIONS = 10
 
@@ -48,19 +47,6 @@ class PretrainRequest:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size=}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch=}")
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many workers share a run, and whether each has a GPU."""
-
-    count: int
-    on_gpu: bool
-
-    @property
-    def resources(self) -> Resources:
-        """What they occupy."""
-        return Resources(cpus=self.count, gpus=self.count if self.on_gpu else 0)
 
 
 @dataclass(frozen=True)

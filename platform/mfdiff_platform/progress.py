@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -35,6 +36,7 @@ class Task:
         self.total = total
         self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
+        self._printed_done: int | None = None
         self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
@@ -43,8 +45,17 @@ class Task:
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, completed=done, note=self._note)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = time.monotonic()
-            console.print(f"  {self._title}: {done}/{self.total} {self._note}", soft_wrap=True)
+            told = f"{self._title}: {done}/{self.total}{self._time_left(done)} {self._note}"
+            console.print(f"  {told}", soft_wrap=True)
+            self._printed, self._printed_done = time.monotonic(), done
+
+    def _time_left(self, done: int) -> str:
+        """Time left at the pace since the line before; a first line cannot know a pace."""
+        gained = done - (self._printed_done or done)
+        if gained <= 0:
+            return ""
+        seconds = (self.total - done) * (time.monotonic() - self._printed) / gained
+        return f", {timedelta(seconds=round(seconds))} left"
 
     def progress(self, done: int, total: int) -> None:
         """Show ``done`` of a total that was not known at the start."""

@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.spool import Operation
+from mfdiff_platform.store_address import within
 
 if TYPE_CHECKING:
     from mfdiff_platform.tracking import TrackingStore
@@ -32,6 +33,8 @@ _LONGEST_PARAM = 500
 _LONGEST_TAG = 5000
 _LONGEST_REASON = 300
 _THUMBNAIL_PIXELS = 256
+_HURRY_S = 12.0
+"""Patience once the command was interrupted; schedulers kill after 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +85,19 @@ class Run:
         """Log a flat config as parameters; a second time, changed values become a tag."""
         self._submit("params", {name: _param(value) for name, value in config.items()})
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log all ``metrics`` of ``step`` (0 or more) in one call."""
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, time_s: float | None = None
+    ) -> None:
+        """Log all ``metrics`` of ``step`` (0 or more) in one call.
+
+        Args:
+            metrics: values by name.
+            step: when in the training.
+            time_s: when, in seconds since 1970; default is now.
+        """
         values = {name: float(value) for name, value in metrics.items()}
-        self._submit("metrics", {"metrics": values, "step": int(step), "time_ms": now_ms()})
+        time_ms = now_ms() if time_s is None else int(1000 * time_s)
+        self._submit("metrics", {"metrics": values, "step": int(step), "time_ms": time_ms})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags, replacing those of the same name."""
@@ -138,14 +150,20 @@ class Run:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Finish the run as failed or interrupted if the block does not come to its end."""
+        """Finish the run as failed or interrupted if the block does not come to its end.
+
+        Where that cannot be noted, because the disk is full or, after an interruption, because a
+        server takes too long to answer, it is still the block's fault that is raised.
+        """
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.finish("interrupted")
+            with suppress(OSError):
+                within(_HURRY_S, lambda: self.finish("interrupted"))
             raise
         except Exception as fault:
-            self.finish("failed", str(fault))
+            with suppress(OSError):
+                self.finish("failed", str(fault))
             raise
 
     def reopen(self) -> None:

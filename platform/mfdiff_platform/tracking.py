@@ -36,7 +36,7 @@ __all__ = ["Run", "TrackingError", "TrackingStore", "ui_command", "ui_link"]
 
 KEY_TAG = "mfdiff.key"
 
-_ANSWER_S = 10.0
+_ANSWER_S = 8.0
 _TURN = "mlflow.turn"
 _STATE = ("workspace", "address", "spool", "_retry_after_s")
 # The store understood the call and will never accept it; anything else may pass later.
@@ -96,20 +96,34 @@ class TrackingStore:
         Raises:
             TrackingError: it does not answer within seconds, or cannot be used.
         """
+        self.knock()
         try:
             if self.address.database:
                 self._client = open_client(self.address)
             else:
-                self.address.knock()
                 self._client = within(_ANSWER_S, lambda: open_client(self.address))
         except MfdiffError:
             raise
         except Exception as fault:
-            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise TrackingError(
-                f"MLflow at {self.address.shown} cannot be used: {reason}. Start it, or set "
-                f"{URI_VARIABLE} to another store, or unset it to use the workspace's own"
-            ) from fault
+            raise self._unusable(fault) from fault
+
+    def knock(self) -> None:
+        """See within a second that somebody listens, where the store is a server.
+
+        Raises:
+            TrackingError: nobody does.
+        """
+        try:
+            self.address.knock()
+        except OSError as fault:
+            raise self._unusable(fault) from fault
+
+    def _unusable(self, fault: Exception) -> TrackingError:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        return TrackingError(
+            f"MLflow at {self.address.shown} cannot be used: {reason}. Start it, or set "
+            f"{URI_VARIABLE} to another store, or unset it to use the workspace's own"
+        )
 
     def require_server(self, num_nodes: int) -> None:
         """Refuse a database file when runs are written from several machines.

@@ -17,8 +17,8 @@ from typing import Any
 from mfdiff_core.errors import MfdiffError, TrainingError
 from mfdiff_platform.checkpoints import Checkpoints
 from mfdiff_platform.interrupt import StopRequest
-from mfdiff_platform.pretrain_request import Workers
 from mfdiff_platform.progress import say
+from mfdiff_platform.workers import Workers
 
 RAY = "ray"
 """Folder of Ray's own notes about a run."""
@@ -65,6 +65,9 @@ def run_group(
                 shutil.rmtree(folder / RAY, ignore_errors=True)
                 return
             except GroupDied as death:
+                if stop.seconds:  # a signal to the whole process group, say
+                    say(f"No checkpoint of the last step ({death}); the one before stays.")
+                    raise stop.fault() from None
                 deaths = 1 if checkpoints.newest() > reached else deaths + 1
                 if deaths > MOST_DEATHS:
                     raise TrainingError(

@@ -21,10 +21,10 @@ from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.context import RayTrainContext, Stopped
 from mfdiff_platform.events import EVENT_KEYS, EventLog, EventReader
 from mfdiff_platform.interrupt import STOP
-from mfdiff_platform.pretrain_request import Workers
 from mfdiff_platform.train_group import RAY, STOP_S, fit_group, watch
 from mfdiff_platform.trial import BUNDLE, Report, TrialSetting, keep_trial, train_trial
 from mfdiff_platform.trial_data import SharedData
+from mfdiff_platform.workers import Workers
 
 REPORTS, WORKERS = "reports.jsonl", "workers"
 

@@ -186,6 +186,20 @@ def test_brackets_in_a_message_are_text_and_no_markup(capsys: Output) -> None:
     assert "[/b] dB" in told.err
 
 
+def test_line_without_a_terminal_tells_the_time_left_at_the_pace_since_the_line_before(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mfdiff_platform.progress.time.monotonic", lambda: now[0])
+    with task("Pretraining run", 1000) as shown:
+        for now[0], step in ((10.0, 500), (11.0, 501), (30.0, 510)):  # a resumed run
+            shown.update(step, "loss 0.5")
+    assert capsys.readouterr().err.splitlines()[1:3] == [
+        "  Pretraining run: 500/1000 loss 0.5",
+        "  Pretraining run: 510/1000, 0:16:20 left loss 0.5",
+    ]
+
+
 def test_version_names_what_matters(capsys: Output) -> None:
     assert run(["--version"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -135,6 +135,19 @@ def test_cluster_that_does_not_answer_is_named_with_what_to_do() -> None:
     assert "unset RAY_ADDRESS" in found.stderr
 
 
+def test_ray_that_cannot_start_here_is_told_in_a_sentence(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)  # no socket has room for such a path
+    long.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    found = subprocess.run(
+        [sys.executable, "-c", NOWHERE],
+        env=environment | {"RAY_TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+    )
+    assert "ResourceError: Ray does not start on this machine (" in found.stderr
+
+
 def test_what_fits_is_compared_part_by_part() -> None:
     assert Resources(cpus=2, gpus=1).holds(Resources(cpus=2, gpus=1))
     assert not Resources(cpus=8).holds(Resources(cpus=1, gpus=1))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,8 +22,11 @@ def steps(reader: EventReader) -> list[int]:
 
 def test_reader_yields_events_as_they_come_and_each_once(path: Path) -> None:
     log, reader = EventLog(path), EventReader(path)
+    before = time.time()
     log.append("progress", 1, {"loss": 0.5})
-    assert list(reader.new()) == [{"kind": "progress", "step": 1, "loss": 0.5}]
+    (event,) = reader.new()
+    assert before - 0.001 <= event.pop("time_s") <= time.time() + 0.001
+    assert event == {"kind": "progress", "step": 1, "loss": 0.5}
     log.append("progress", 2, {"loss": 0.4})
     log.append("validated", 2, {"psnr": 20.0})
     assert [(e["kind"], e["step"]) for e in reader.new()] == [("progress", 2), ("validated", 2)]
@@ -77,3 +82,18 @@ def test_follow_hands_over_what_came_before_a_fault(path: Path) -> None:
         EventLog(path).append("progress", 1, {})
         raise RuntimeError("worker died")
     assert [event["step"] for event in seen] == [1]
+
+
+def test_interruption_does_not_wait_for_a_handler_that_hangs(path: Path) -> None:
+    held = Event()
+
+    def hang(event: dict[str, Any]) -> None:
+        held.wait()
+
+    started = time.monotonic()
+    EventLog(path).append("progress", 1, {})
+    with pytest.raises(KeyboardInterrupt), follow(path, hang):
+        raise KeyboardInterrupt
+    assert time.monotonic() - started < 10
+    held.set()
+    assert steps(EventReader(path)) == [1]

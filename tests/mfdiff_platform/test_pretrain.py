@@ -107,6 +107,15 @@ def test_worker_writes_events_and_a_bundle(request_: PretrainRequest, tmp_path: 
     assert told.metrics["psnr"] == pytest.approx(best)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_progress_on_a_gpu_tells_its_memory(request_: PretrainRequest, tmp_path: Path) -> None:
+    local(request_, tmp_path)
+    told = [event["gpu_memory_gib"] for event in events(tmp_path, "progress")]
+    assert min(told) > 0
+    assert told == sorted(told)  # the most so far
+
+
 def test_killed_worker_resumes_to_the_same_weights_bit_for_bit(
     request_: PretrainRequest, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from mfdiff_platform.pretrain import PretrainRequest, unused_name
 from mfdiff_platform.pretrain_request import fast_sampler, share_batch, train_config
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.train_group import GroupDied, run_group
+from mfdiff_platform.workers import Workers
 from mfdiff_platform.workspace import Workspace
 
 COMMAND = "import sys; from mfdiff_platform.cli import run; sys.exit(run(sys.argv[1:]))"
@@ -56,6 +58,18 @@ def test_more_gpus_than_the_machine_has_are_refused_in_seconds_with_numbers_and_
     assert "; try --" in told
     assert seconds < 10
     assert not (site / "pretrained").exists()
+
+
+def test_what_this_machine_lacks_is_refused_before_torch_is_imported() -> None:
+    program = (
+        "import sys\n"
+        "from mfdiff_platform.cli import run\n"
+        "code = run(['pretrain', '--gpus', '800'])\n"
+        "sys.exit(code + 10 * ('torch' in sys.modules))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 3
 
 
 def test_mlflow_that_is_away_ends_it_with_7_before_ray_is_started(site: Path) -> None:
@@ -180,3 +194,29 @@ def test_first_signal_asks_and_the_second_insists(
         assert type(request.fault()) is fault
         with pytest.raises(fault):
             signal_self(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "fault"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_workers_that_die_while_they_are_to_stop_are_not_started_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    fault: type[BaseException],
+) -> None:
+    started: list[str] = []
+
+    def die_with_the_command(folder: Path, *_: object) -> bool:
+        """What a signal to the whole process group does."""
+        started.append(folder.name)
+        os.kill(os.getpid(), number)
+        while not (folder / STOP).exists():
+            time.sleep(0.01)
+        raise GroupDied("its process or its node is gone")
+
+    monkeypatch.setattr("mfdiff_platform.train_group.fit_group", die_with_the_command)
+    with pytest.raises(fault) as raised:
+        run_group(tmp_path, lambda _: True, {}, Workers(1, on_gpu=False), lambda: None)
+    assert type(raised.value) is fault
+    assert started == [tmp_path.name]

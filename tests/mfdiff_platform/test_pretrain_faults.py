@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -329,7 +330,53 @@ def test_disk_that_will_not_hold_the_checkpoints_is_refused_at_once(
     assert not (small_disk / "pretrained").exists()
 
 
+def test_disk_that_holds_no_note_of_the_fault_leaves_the_fault_itself(small_disk: Path) -> None:
+    store = TrackingStore(small_disk, "http://127.0.0.1:9")
+    run = store.find_or_create(EXPERIMENT, "pretrain/run", "run")
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1 << 12))
+    with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+        while True:  # what was left of the last block
+            run.set_tags({"state": "running"})
+    with pytest.raises(ResourceError, match="no space for a checkpoint"), run.watched():
+        raise ResourceError("no space for a checkpoint")
+
+
 # Tracking
+
+
+def test_no_step_waits_for_the_tracker(request_: PretrainRequest, tmp_path: Path) -> None:
+    # If one did, this would never end: the tracker answers nothing before training is over.
+    over, folder = Event(), tmp_path / "run"
+    seen: list[int] = []
+
+    def answer(event: dict[str, Any]) -> None:
+        over.wait()
+        seen.append(event["step"])
+
+    with follow(folder / EVENTS, answer):
+        alone(request_, folder)
+        assert seen == []
+        over.set()
+    assert set(seen) == set(range(STEPS + 1))
+
+
+def test_worker_knows_no_mlflow(request_: PretrainRequest, tmp_path: Path) -> None:
+    program = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from mfdiff_core.config import from_dict\n"
+        "from mfdiff_platform.context import LocalContext\n"
+        "from mfdiff_platform.pretrain_request import PretrainRequest\n"
+        "from mfdiff_platform.pretrain_worker import run_worker\n"
+        "folder = Path(sys.argv[1])\n"
+        "request = from_dict(PretrainRequest, json.loads(sys.argv[2]))\n"
+        "assert run_worker(request, folder, LocalContext(folder))\n"
+        "assert 'mlflow' not in sys.modules\n"
+    )
+    arguments = [str(tmp_path), json.dumps(to_dict(request_))]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
 
 
 def test_training_goes_on_without_mlflow_and_loses_nothing(

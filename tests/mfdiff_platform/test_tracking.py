@@ -26,7 +26,7 @@ from mfdiff_platform import durable
 from mfdiff_platform import spool as spool_module
 from mfdiff_platform.errors import EXIT_CODES, GateError, TrackingError, exit_code
 from mfdiff_platform.names import check_key, check_name
-from mfdiff_platform.run import Run
+from mfdiff_platform.run import Run, run_of
 from mfdiff_platform.spool import Operation, Spool
 from mfdiff_platform.store_address import StoreAddress
 from mfdiff_platform.tracking import TrackingStore, ui_command, ui_link
@@ -163,6 +163,34 @@ def test_a_server_that_is_down_is_told_within_seconds(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"127\.0\.0\.1:9 cannot be used.*MLFLOW_TRACKING_URI"):
         TrackingStore(tmp_path, NOWHERE).prepare()
     assert time.monotonic() - began < 5
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Address of a server that takes every call and answers none."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_is_told_within_seconds(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mfdiff_platform.tracking._ANSWER_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match="cannot be used: no answer within 1 s"):
+        TrackingStore(tmp_path, silent_server).prepare()
+    assert time.monotonic() - began < 10
+
+
+def test_an_interrupted_run_does_not_wait_for_a_server_that_never_answers(
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mfdiff_platform.run._HURRY_S", 1.0)
+    run = run_of(TrackingStore(tmp_path, silent_server), EXPERIMENT, "a")
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), run.watched():
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 10
 
 
 def test_a_damaged_database_is_told(tmp_path: Path) -> None:

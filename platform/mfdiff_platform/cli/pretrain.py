@@ -20,7 +20,8 @@ from mfdiff_platform.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from mfdiff_platform.pretrain import PretrainPlan, PretrainRequest, Workers
+    from mfdiff_platform.pretrain import PretrainPlan, PretrainRequest
+    from mfdiff_platform.workers import Workers
     from mfdiff_platform.workspace import Workspace
 
 MB = 1e6
@@ -107,18 +108,23 @@ def command(
     if gpus and cpus:
         raise click.UsageError("give either --gpus or --cpus: a worker runs on one or the other")
     parsed = parse_settings(settings)
+    from mfdiff_platform.tracking import TrackingStore
+    from mfdiff_platform.workers import Workers, check_machine
+    from mfdiff_platform.workspace import open_workspace
+
+    # What cannot be is refused before torch is imported, which takes seconds.
+    workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
+    check_machine(workers)
+    space = open_workspace(workspace)
+    TrackingStore(space.root).knock()
     from mfdiff_core.config import override
     from mfdiff_core.data.dataset import open_dataset
     from mfdiff_core.model import preset as model_preset
     from mfdiff_core.training.loop import TrainConfig
     from mfdiff_core.training.optim import OptimConfig
     from mfdiff_core.training.originals import original
-    from mfdiff_platform.preflight import check_machine
-    from mfdiff_platform.pretrain import PretrainRequest, Workers, begun, pretrain, unused_name
-    from mfdiff_platform.workspace import open_workspace
+    from mfdiff_platform.pretrain import PretrainRequest, begun, pretrain, unused_name
 
-    workers = Workers(count=gpus or cpus or 1, on_gpu=gpus is not None)
-    space = open_workspace(workspace)
     folder = (data or space.dataset("phantom")).absolute()
     optim = OptimConfig()
     if as_published:
@@ -145,7 +151,6 @@ def command(
         or (earlier.batch_size if earlier else math.ceil(4 / workers.count) * workers.count),
     )
     request = override(request, parsed)
-    check_machine(workers)
     if dry_run:
         _rehearse(space, request, workers, as_json)
         return
