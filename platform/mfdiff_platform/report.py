@@ -16,7 +16,7 @@ from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.data_facts import data_facts
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
-from mfdiff_platform.page import figure, page
+from mfdiff_platform.page import NOTICE, figure, page
 from mfdiff_platform.recipe_file import RECIPE, recipe_text
 from mfdiff_platform.report_sections import (
     pareto_table,
@@ -29,7 +29,6 @@ from mfdiff_platform.report_sections import (
 )
 from mfdiff_platform.study import REPORT, Study
 
-NOTICE = "Research use only; not a medical device."
 STAND_INS = ("ood1", "ood2", "ood3")
 STAND_IN_NOTICE = (
     "ood1, ood2 and ood3 made by `simulate` are stand-ins: simulated, not measured on a scanner."
@@ -64,7 +63,8 @@ def model_card(study: Study, outcome: Outcome) -> str:
     """What a registered version says of itself: data, figures with intervals, limits, failures."""
     request, best = study.request, outcome.rows[-1]
     parts = [
-        f"**Restores low-dose PET of domain `{request.domain}`.** {NOTICE}",
+        # MLflow's table shows the beginning, as plain text.
+        f"{_headline(outcome)}. Restores low-dose PET of domain `{request.domain}`. {NOTICE}",
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
         f"95 % intervals of the best trial over {best.subjects} subject(s): " + _intervals(best),
@@ -80,6 +80,12 @@ def model_card(study: Study, outcome: Outcome) -> str:
     if request.domain in STAND_INS:
         parts.append(STAND_IN_NOTICE)
     return "\n\n".join(parts)
+
+
+def _headline(outcome: Outcome) -> str:
+    best, gain = outcome.rows[-1], gain_over_paper(outcome)
+    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
+    return f"{best.psnr:.2f} dB{over} on {best.subjects} test subject(s)"
 
 
 def _intervals(row: Row) -> str:
