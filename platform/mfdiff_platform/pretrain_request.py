@@ -13,6 +13,8 @@ from mfdiff_core.model import AnyModelConfig, ModelConfig, preset
 from mfdiff_core.training.loop import TrainConfig
 from mfdiff_platform.cluster import Resources
 
+EXPERIMENT = "mfdiff-pretraining"
+"""Where pretraining runs stand in MLflow."""
 FAST_EVALUATIONS = 10
 
 

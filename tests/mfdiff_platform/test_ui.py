@@ -74,7 +74,7 @@ def port(store_: TrackingStore) -> Iterator[int]:
         except OSError:
             time.sleep(0.3)
     assert process.stdout is not None
-    for name, view in (("studies", "mfdiff"), ("a", "mfdiff-a")):
+    for name, view in (("studies", "mfdiff"), ("a", "mfdiff-a"), ("pretraining", "mfdiff")):
         line = process.stdout.readline().strip()
         assert line.startswith(f"{name}  http://127.0.0.1:{port}/#/experiments/")
         assert line.endswith(f"&viewStateShareKey={view}")
