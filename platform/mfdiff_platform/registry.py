@@ -261,9 +261,10 @@ def _listing(models: Iterable[SiteModel]) -> str:
 def _ensure_model(client: MlflowClient, name: str, domain: str) -> None:
     from mlflow.exceptions import MlflowException
 
+    # In code marks: MLflow makes a link to somebody's account of a bare @champion.
     described = (
-        f"Restores low-dose PET of domain {domain}. @{CHAMPION} is in use: the gates, or a person "
-        f"who gave a reason, let it through. @{CANDIDATE} is the newest that waits for them. "
+        f"Restores low-dose PET of domain {domain}. `{CHAMPION}` is in use: the gates, or a person "
+        f"who gave a reason, let it through. `{CANDIDATE}` is the newest that waits for them. "
         f"{NOTICE}"
     )
     try:

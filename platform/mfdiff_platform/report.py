@@ -15,7 +15,7 @@ from mfdiff_core.files import write_bytes
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.data_facts import data_facts
 from mfdiff_platform.ledger import TrialRecord
-from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
+from mfdiff_platform.outcome import Outcome, Row, gain_over_paper, headline
 from mfdiff_platform.page import NOTICE, figure, page
 from mfdiff_platform.recipe_file import RECIPE, recipe_text
 from mfdiff_platform.report_sections import (
@@ -64,7 +64,7 @@ def model_card(study: Study, outcome: Outcome) -> str:
     request, best = study.request, outcome.rows[-1]
     parts = [
         # MLflow's table shows the beginning, as plain text.
-        f"{_headline(outcome)}. Restores low-dose PET of domain `{request.domain}`. {NOTICE}",
+        f"{headline(outcome)}. Restores low-dose PET of domain `{request.domain}`. {NOTICE}",
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
         f"95 % intervals of the best trial over {best.subjects} subject(s): " + _intervals(best),
@@ -80,12 +80,6 @@ def model_card(study: Study, outcome: Outcome) -> str:
     if request.domain in STAND_INS:
         parts.append(STAND_IN_NOTICE)
     return "\n\n".join(parts)
-
-
-def _headline(outcome: Outcome) -> str:
-    best, gain = outcome.rows[-1], gain_over_paper(outcome)
-    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
-    return f"{best.psnr:.2f} dB{over} on {best.subjects} test subject(s)"
 
 
 def _intervals(row: Row) -> str:
@@ -118,14 +112,14 @@ def write_report(study: Study, outcome: Outcome) -> Path:
     """Write ``study.html``, one file without links to others, and the winning recipe beside it."""
     request = study.request
     gain = gain_over_paper(outcome)
-    headline = f"{gain:+.2f} dB against the paper's recipe" if gain is not None else ""
+    over = f"{gain:+.2f} dB against the paper's recipe" if gain is not None else ""
     best, winner = study.ledger[outcome.best], recipe_text(study, outcome.best)
     write_bytes(study.folder / RECIPE, winner.encode())
     sections = [
         f"<h1>Study {escape(request.name)}</h1>",
         f"<p class=quiet>Domain {escape(request.domain)} · best: trial {outcome.best}"
         f"{' (' + escape(best.config['reference']) + ')' if best.config['reference'] else ''}"
-        f" · {escape(headline)} · {NOTICE}</p>",
+        f" · {escape(over)} · {NOTICE}</p>",
         "<h2>Held-out test subjects</h2>",
         _table(outcome),
         figure(_methods_png(outcome), "Mean and 95 % interval; small dots are subjects."),

@@ -20,6 +20,7 @@ from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.experiment_view import share_views
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
+from mfdiff_platform.outcome import headline as outcome_headline
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.report import markdown_table, model_card, table_row
 from mfdiff_platform.run import Run, State, run_of
@@ -173,13 +174,9 @@ def register_best(study: Study, outcome: Outcome, store: TrackingStore) -> str:
 
 def _sentence(study: Study, outcome: Outcome) -> str:
     """The result in a line, which is what the table of runs has room for."""
-    tags, best = recipe_tags(study.ledger[outcome.best].config), outcome.rows[-1]
-    gain = gain_over_paper(outcome)
-    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
-    return (
-        f"Best is trial {outcome.best} ({tags['strategy']}, freeze {tags['freeze']}): "
-        f"{best.psnr:.2f} dB on {best.subjects} test subject(s){over}."
-    )
+    tags = recipe_tags(study.ledger[outcome.best].config)
+    what = f"trial {outcome.best}, {tags['strategy']}, freeze {tags['freeze']}"
+    return f"{outcome_headline(outcome)}: {what}."
 
 
 def _headline(outcome: Outcome) -> dict[str, str]:

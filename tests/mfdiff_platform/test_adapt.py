@@ -173,7 +173,11 @@ def test_runs_say_in_the_table_what_a_physicist_asks_first(
         assert run.info.status == "FINISHED"
     assert "failed" in found["leeds/0003"].data.tags["mlflow.note.content"]
     parent = found["leeds"].data.tags
-    assert parent["mlflow.note.content"].startswith(f"Best is trial {adapted.outcome.best} ")
+    note = parent["mlflow.note.content"]
+    assert note.startswith(
+        f"{adapted.outcome.rows[-1].psnr:.2f} dB, {parent['gain_over_paper_db']}"
+    )
+    assert f": trial {adapted.outcome.best}, " in note
     assert "gain_over_paper_db" in parent
 
 

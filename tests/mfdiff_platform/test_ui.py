@@ -78,6 +78,7 @@ def port(store_: TrackingStore) -> Iterator[int]:
         line = process.stdout.readline().strip()
         assert line.startswith(f"{name}  http://127.0.0.1:{port}/#/experiments/")
         assert line.endswith(f"&viewStateShareKey={view}")
+    assert process.stdout.readline().startswith(f"models  http://127.0.0.1:{port}/#/models")
     yield port
     os.killpg(process.pid, signal.SIGINT)
     process.wait(60)

@@ -38,7 +38,7 @@ def command(port: int, workspace: Path | None) -> None:
     )
     from mfdiff_platform.pretrain_request import EXPERIMENT as PRETRAINING
     from mfdiff_platform.study_record import EXPERIMENT
-    from mfdiff_platform.ui import require_free, ui_command, ui_link
+    from mfdiff_platform.ui import models_link, require_free, ui_command, ui_link
     from mfdiff_platform.workspace import open_workspace
 
     store = open_store(open_workspace(workspace))
@@ -56,6 +56,7 @@ def command(port: int, workspace: Path | None) -> None:
     share_views(store, PRETRAINING, columns=PRETRAINING_COLUMNS)
     pretraining = store.get_or_create_experiment(PRETRAINING)
     click.echo(f"pretraining  {ui_link(pretraining, address=address, view=OVERVIEW)}")
+    click.echo(f"models  {models_link(address)}")
     if store.address.is_server:
         return
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
