@@ -28,6 +28,7 @@ from mfdiff_platform.model_files import (
 )
 from mfdiff_platform.names import check_name
 from mfdiff_platform.page import NOTICE
+from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.site_model import (
     ADMITTED_TAG,
     CANDIDATE,
@@ -136,7 +137,7 @@ class SiteModels:
         """
         tags = {GATES_TAG: verdict["summary"], RESULT_TAG: json.dumps(verdict)}
         if verdict["passed"] or override:
-            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: override}
+            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: without_paths(override)}
         name, version = model.id.name, str(model.id.version)
         place = version_folder(model.tags[WEIGHTS_TAG])
         with self.asking() as client:
