@@ -285,4 +285,4 @@ def _register(
             domain, bundle, run.info.run_id, version.tags, version.description
         )
         made.append(str(new))
-    return tuple(made)
+    return tuple(dict.fromkeys(made))
