@@ -14,6 +14,7 @@ from mfdiff_core.config import from_dict
 from mfdiff_core.data.slices import SCHEMA_VERSION, Shard, read_shard
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, sha256_file, sha256_text, write_json
+from mfdiff_core.names import check_name
 
 MANIFEST = "manifest.json"
 SPLIT = "split.json"
@@ -99,6 +100,7 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         fingerprint = values.pop("fingerprint")
         manifest = from_dict(Manifest, values)
+        _check_names(manifest)
     except (AttributeError, KeyError, TypeError, ConfigError) as fault:
         raise DataError(f"{path}: not a dataset manifest ({fault})") from None
     if manifest.schema_version != SCHEMA_VERSION:
@@ -108,6 +110,15 @@ def load_manifest(folder: Path) -> Manifest:
     if manifest.fingerprint != fingerprint:
         raise DataError(f"{path}: the fingerprint does not fit the shards listed")
     return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Names become metrics, tags and cells of tables; a dataset may come from anywhere."""
+    check_name("domain", manifest.domain)
+    for setting in manifest.settings:
+        check_name("setting", setting)
+    for subject in manifest.subjects:
+        check_name("subject", subject)
 
 
 def verify_shard(folder: Path, entry: ShardEntry) -> Shard:

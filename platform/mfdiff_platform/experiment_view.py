@@ -6,6 +6,7 @@ MLflow keeps a shared view as JSON in a tag of the experiment; a link with its k
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mfdiff_platform.names import check_name
@@ -17,18 +18,24 @@ if TYPE_CHECKING:
 OVERVIEW = "mfdiff"
 _NEWEST = 5
 _TAG = "mlflow.sharedViewState."
-_COLUMNS = ("state", "domain", "strategy", "freeze", "best_psnr", "gain_over_paper_db")
+STUDY_COLUMNS = ("state", "domain", "strategy", "freeze", "best_psnr", "gain_over_paper_db")
+PRETRAINING_COLUMNS = ("state", "domain", "system", "best_psnr", "batch", "workers")
 
 
-def share_views(store: TrackingStore, experiment: str, study: str = "") -> None:
-    """Set the view of all studies, and the one of the trials of ``study``."""
+def share_views(
+    store: TrackingStore,
+    experiment: str,
+    study: str = "",
+    columns: Sequence[str] = STUDY_COLUMNS,
+) -> None:
+    """Set the view of all runs, and the one of the trials of ``study``; ``columns`` are tags."""
     experiment_id = store.get_or_create_experiment(experiment)
-    store.client.set_experiment_tag(experiment_id, _TAG + OVERVIEW, _view())
+    store.client.set_experiment_tag(experiment_id, _TAG + OVERVIEW, _view(columns))
     if study:
         # Sorted by a metric, trials stand in the open instead of folded into their study.
         wanted = f"tags.kind = 'trial' AND tags.study = '{check_name('study', study)}'"
         store.client.set_experiment_tag(
-            experiment_id, _TAG + study_view(study), _view(wanted, "metrics.`best/psnr`")
+            experiment_id, _TAG + study_view(study), _view(columns, wanted, "metrics.`best/psnr`")
         )
 
 
@@ -46,7 +53,7 @@ def study_view(study: str) -> str:
     return f"{OVERVIEW}-{study}"
 
 
-def _view(wanted: str = "", order: str = "attributes.start_time") -> str:
-    columns = [f"tags.`{name}`" for name in _COLUMNS] + ["attributes.`Description`"]
+def _view(tags: Sequence[str], wanted: str = "", order: str = "attributes.start_time") -> str:
+    columns = [f"tags.`{name}`" for name in tags] + ["attributes.`Description`"]
     values = {"selectedColumns": columns, "searchFilter": wanted, "orderByKey": order}
     return json.dumps(values | {"orderByAsc": False})

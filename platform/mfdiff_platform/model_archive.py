@@ -12,7 +12,7 @@ from mfdiff_platform.archive import read_archive, write_archive
 from mfdiff_platform.model_files import WEIGHTS_TAG, bundle_files
 from mfdiff_platform.names import check_name
 from mfdiff_platform.registry import SiteModels
-from mfdiff_platform.site_model import PREFIX, ModelVersion, travelling_tags
+from mfdiff_platform.site_model import PREFIX, ModelVersion, arriving_tags, travelling_tags
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
@@ -50,7 +50,8 @@ def import_model(workspace: Workspace, store: TrackingStore, path: Path) -> Mode
     with read_archive(path, KIND, workspace.root) as archive:
         try:
             domain = check_name("domain", str(archive.facts["domain"]))
-            tags = {str(tag): str(value) for tag, value in archive.facts["tags"].items()}
+            tags = arriving_tags(archive.facts["tags"])
+            described = archive.facts["tags"].get(WEIGHTS_TAG)
             card = str(archive.facts["description"])
         except (KeyError, AttributeError, ConfigError) as fault:
             raise DataError(f"{path}: no description of a site model ({fault})") from None
@@ -59,7 +60,7 @@ def import_model(workspace: Workspace, store: TrackingStore, path: Path) -> Mode
             for name, source in archive.below(_BUNDLE).items():
                 shutil.copyfile(source, bundle / Path(name).name)
             weights = load_bundle(bundle).provenance.sha256
-            if tags.get(WEIGHTS_TAG) != weights:
+            if described != weights:
                 raise DataError(f"{path}: the weights are not those of the model described")
             key = f"{domain}/{weights[:16]}"
             run = store.find_or_create(EXPERIMENT, key, f"{domain}: imported", {"kind": "import"})

@@ -19,8 +19,7 @@ from mfdiff_core.evaluation.metrics import METRICS, Metrics, definition, evaluat
 from mfdiff_core.evaluation.statistics import Estimate, estimate_metrics, paired_difference
 from mfdiff_core.files import write_bytes
 from mfdiff_platform import gate_evidence as measure
-from mfdiff_platform.page import figure, page
-from mfdiff_platform.report import NOTICE
+from mfdiff_platform.page import NOTICE, figure, page
 
 Images = npt.NDArray[np.float32]
 

@@ -212,3 +212,10 @@ def gain_over_paper(outcome: Outcome) -> float | None:
     by_name = {row.name: row for row in outcome.rows}
     paper = by_name.get(PAPER_RECIPE)
     return by_name[BEST_TRIAL].psnr - paper.psnr if paper else None
+
+
+def headline(outcome: Outcome) -> str:
+    """The best trial's PSNR and gain, in the few words that a table has room for."""
+    best, gain = outcome.rows[-1], gain_over_paper(outcome)
+    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
+    return f"{best.psnr:.2f} dB{over}, on {best.subjects} test subject(s)"

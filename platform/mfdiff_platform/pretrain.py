@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from mfdiff_platform.preflight import (
     check_request,
     weight_bytes,
 )
-from mfdiff_platform.pretrain_request import BatchShare, PretrainRequest, share_batch
+from mfdiff_platform.pretrain_request import EXPERIMENT, BatchShare, PretrainRequest, share_batch
 from mfdiff_platform.pretrain_worker import (
     BUNDLE,
     EVENTS,
@@ -62,7 +62,6 @@ __all__ = [
     "unused_name",
 ]
 
-EXPERIMENT = "mfdiff-pretraining"
 REQUEST, LOGGED = "request.json", "logged.json"
 
 _METRICS = {"progress": "train", "validated": "validation", "finished": "time"}
@@ -214,7 +213,9 @@ def _open_run(
     }
     run = store.find_or_create(EXPERIMENT, f"pretrain/{request.name}", request.name, tags)
     run.log_config(flatten(request))
-    run.log_dataset(dataset.manifest.domain, dataset.manifest.fingerprint, "training")
+    for part, context in (("train", "training"), ("validation", "validation")):
+        name = f"{dataset.manifest.domain}-{part}"
+        run.log_dataset(name, dataset.manifest.fingerprint, context)
     return run
 
 
@@ -293,6 +294,16 @@ def _complete_log(folder: Path, store: TrackingStore, request: PretrainRequest) 
     run.log_table(
         [read_json(card) for card in sorted(folder.glob("workers/*.json"))], "workers.json"
     )
+    run.set_tags(_headline(request, bundle.provenance.metrics))
     run.finish("finished")
     write_json(folder / LOGGED, {"waiting": store.spool.count()})
     return bundle
+
+
+def _headline(request: PretrainRequest, metrics: Mapping[str, float]) -> dict[str, str]:
+    """Best PSNR as a column, and the run in a line."""
+    what = f"{request.model.system}, {request.train.iterations} iterations"
+    if "psnr" not in metrics:
+        return {"mlflow.note.content": f"{what}, not validated"}
+    psnr = f"{metrics['psnr']:.2f}"
+    return {"best_psnr": psnr, "mlflow.note.content": f"{psnr} dB; {what}; validation subjects"}

@@ -12,6 +12,8 @@ from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import AnyModelConfig, ModelConfig, preset
 from mfdiff_core.training.loop import TrainConfig
 
+EXPERIMENT = "mfdiff-pretraining"
+"""Where pretraining runs stand in MLflow."""
 FAST_EVALUATIONS = 10
 
 

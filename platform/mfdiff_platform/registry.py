@@ -27,6 +27,8 @@ from mfdiff_platform.model_files import (
     version_folder,
 )
 from mfdiff_platform.names import check_name
+from mfdiff_platform.page import NOTICE
+from mfdiff_platform.privacy import without_paths
 from mfdiff_platform.site_model import (
     ADMITTED_TAG,
     CANDIDATE,
@@ -80,9 +82,10 @@ class SiteModels:
             TrackingError: MLflow is out of reach.
         """
         name = PREFIX + check_name("domain", domain)
-        facts = lineage(bundle_dir) | {tag: str(value) for tag, value in tags.items()}
+        # What the weights say of themselves stands, whatever a tag from elsewhere says.
+        facts = {tag: str(value) for tag, value in tags.items()} | lineage(bundle_dir)
         with self.asking() as client:
-            _ensure_model(client, name)
+            _ensure_model(client, name, domain)
             known = _registered(client, name, run_id, facts[WEIGHTS_TAG])
             if known is None:
                 place = version_folder(facts[WEIGHTS_TAG])
@@ -134,7 +137,7 @@ class SiteModels:
         """
         tags = {GATES_TAG: verdict["summary"], RESULT_TAG: json.dumps(verdict)}
         if verdict["passed"] or override:
-            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: override}
+            tags |= {ADMITTED_TAG: verdict["weights_sha256"], OVERRIDE_TAG: without_paths(override)}
         name, version = model.id.name, str(model.id.version)
         place = version_folder(model.tags[WEIGHTS_TAG])
         with self.asking() as client:
@@ -256,11 +259,17 @@ def _listing(models: Iterable[SiteModel]) -> str:
     return f"there are {', '.join(names)}" if names else "none is registered yet"
 
 
-def _ensure_model(client: MlflowClient, name: str) -> None:
+def _ensure_model(client: MlflowClient, name: str, domain: str) -> None:
     from mlflow.exceptions import MlflowException
 
+    # In code marks: MLflow makes a link to somebody's account of a bare @champion.
+    described = (
+        f"Restores low-dose PET of domain {domain}. `{CHAMPION}` is in use: the gates, or a person "
+        f"who gave a reason, let it through. `{CANDIDATE}` is the newest that waits for them. "
+        f"{NOTICE}"
+    )
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=described)
     except MlflowException as fault:
         if fault.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -15,8 +15,8 @@ from mfdiff_core.files import write_bytes
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.data_facts import data_facts
 from mfdiff_platform.ledger import TrialRecord
-from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
-from mfdiff_platform.page import figure, page
+from mfdiff_platform.outcome import Outcome, Row, gain_over_paper, headline
+from mfdiff_platform.page import NOTICE, figure, page
 from mfdiff_platform.recipe_file import RECIPE, recipe_text
 from mfdiff_platform.report_sections import (
     pareto_table,
@@ -29,7 +29,6 @@ from mfdiff_platform.report_sections import (
 )
 from mfdiff_platform.study import REPORT, Study
 
-NOTICE = "Research use only; not a medical device."
 STAND_INS = ("ood1", "ood2", "ood3")
 STAND_IN_NOTICE = (
     "ood1, ood2 and ood3 made by `simulate` are stand-ins: simulated, not measured on a scanner."
@@ -64,7 +63,8 @@ def model_card(study: Study, outcome: Outcome) -> str:
     """What a registered version says of itself: data, figures with intervals, limits, failures."""
     request, best = study.request, outcome.rows[-1]
     parts = [
-        f"**Restores low-dose PET of domain `{request.domain}`.** {NOTICE}",
+        # MLflow's table shows the beginning, as plain text.
+        f"{headline(outcome)}. Restores low-dose PET of domain `{request.domain}`. {NOTICE}",
         f"Best of study `{request.name}`, trial {outcome.best}, by validation PSNR.",
         markdown_table(outcome),
         f"95 % intervals of the best trial over {best.subjects} subject(s): " + _intervals(best),
@@ -112,14 +112,14 @@ def write_report(study: Study, outcome: Outcome) -> Path:
     """Write ``study.html``, one file without links to others, and the winning recipe beside it."""
     request = study.request
     gain = gain_over_paper(outcome)
-    headline = f"{gain:+.2f} dB against the paper's recipe" if gain is not None else ""
+    over = f"{gain:+.2f} dB against the paper's recipe" if gain is not None else ""
     best, winner = study.ledger[outcome.best], recipe_text(study, outcome.best)
     write_bytes(study.folder / RECIPE, winner.encode())
     sections = [
         f"<h1>Study {escape(request.name)}</h1>",
         f"<p class=quiet>Domain {escape(request.domain)} · best: trial {outcome.best}"
         f"{' (' + escape(best.config['reference']) + ')' if best.config['reference'] else ''}"
-        f" · {escape(headline)} · {NOTICE}</p>",
+        f" · {escape(over)} · {NOTICE}</p>",
         "<h2>Held-out test subjects</h2>",
         _table(outcome),
         figure(_methods_png(outcome), "Mean and 95 % interval; small dots are subjects."),

@@ -62,11 +62,7 @@ def describe_run(
         status=found.info.status,
         start_ms=found.info.start_time,
         end_ms=found.info.end_time or found.info.start_time,
-        tags={
-            tag: without_paths(value)
-            for tag, value in tags.items()
-            if not tag.startswith("mlflow.") or tag in _KEPT_TAGS
-        },
+        tags={tag: without_paths(value) for tag, value in _travelling(tags).items()},
         params={name: without_paths(value) for name, value in found.data.params.items()},
         metrics={name: _history(store, found, name) for name in found.data.metrics},
         datasets=tuple(
@@ -93,8 +89,10 @@ def restore_run(
     artifacts: Mapping[str, Path],
 ) -> Run:
     """Log ``record`` to the run of its key; what the run has already stays as it is."""
+    from mfdiff_platform.tracking import KEY_TAG
+
     run = Run(store, _spec(experiment, record, parent))
-    run.set_tags(record.tags)
+    run.set_tags(_travelling(record.tags) | {KEY_TAG: record.key})
     run.log_config(record.params)
     for (step, time_ms), metrics in _by_step(record).items():
         values = {"metrics": metrics, "step": step, "time_ms": time_ms}
@@ -118,10 +116,19 @@ def _spec(experiment: str, record: RunRecord, parent: RunRecord | None) -> RunSp
         experiment=experiment,
         key=record.key,
         name=record.name,
-        tags=record.tags,
+        tags=_travelling(record.tags),
         start_ms=record.start_ms,
         parent=_spec(experiment, parent, None) if parent else None,
     )
+
+
+def _travelling(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags without MLflow's own; asked on arrival too, for anybody may write an archive."""
+    return {
+        tag: value
+        for tag, value in tags.items()
+        if not tag.startswith("mlflow.") or tag in _KEPT_TAGS
+    }
 
 
 def _history(

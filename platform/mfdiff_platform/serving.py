@@ -23,6 +23,7 @@ import mfdiff_core
 from mfdiff_core.bundle import Bundle, load_bundle
 from mfdiff_core.data.intensity import mr_scale, pet_scale
 from mfdiff_platform.model_files import INSIDE
+from mfdiff_platform.page import NOTICE
 
 Stack = npt.NDArray[np.float32]
 
@@ -100,7 +101,7 @@ def write_mlflow_model(bundle_dir: Path, folder: Path) -> None:
             "domain": provenance.domain,
             "pixel_mm": provenance.voxel_mm,
             "weights_sha256": provenance.sha256,
-            "notice": "Research use only; not a medical device.",
+            "notice": NOTICE,
         },
     )
 

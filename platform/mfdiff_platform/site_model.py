@@ -15,6 +15,7 @@ GATES_TAG, RESULT_TAG = "gates", "gate_result"
 """Tags: the latest verdict in one line, and all of it as JSON."""
 ADMITTED_TAG, OVERRIDE_TAG = "gate_admitted", "gate_override"
 """Tags: weights that the gates, or a person with a reason, have let through; and that reason."""
+_OF_THIS_SITE = (GATES_TAG, RESULT_TAG, ADMITTED_TAG, OVERRIDE_TAG)
 
 
 class ModelVersion(NamedTuple):
@@ -73,6 +74,18 @@ def travelling_tags(model: SiteModel) -> dict[str, str]:
 
     What the gates said here is told, but it lets nobody through there.
     """
-    local = (GATES_TAG, RESULT_TAG, ADMITTED_TAG, OVERRIDE_TAG)
-    tags = {tag: value for tag, value in model.tags.items() if tag not in local}
-    return tags | ({"gates_elsewhere": model.tags[GATES_TAG]} if GATES_TAG in model.tags else {})
+    told = model.tags.get(GATES_TAG)
+    return arriving_tags(model.tags) | ({"gates_elsewhere": told} if told else {})
+
+
+def arriving_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of a version that comes from another site, whoever wrote its archive.
+
+    Without those of MLflow and those by which gates let a version through: only gates of this site
+    set them.
+    """
+    return {
+        tag: str(value)
+        for tag, value in tags.items()
+        if tag not in _OF_THIS_SITE and not tag.startswith("mlflow.")
+    }

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from mfdiff_core.bundle import PROVENANCE
 from mfdiff_core.config import from_dict, to_dict
@@ -27,7 +27,7 @@ from mfdiff_platform.repeats import REPEATS
 from mfdiff_platform.report import write_report
 from mfdiff_platform.run import Run
 from mfdiff_platform.run_archive import RunRecord, describe_run, restore_run
-from mfdiff_platform.site_model import CANDIDATE, PREFIX, SiteModel, travelling_tags
+from mfdiff_platform.site_model import CANDIDATE, PREFIX, SiteModel, arriving_tags, travelling_tags
 from mfdiff_platform.study import REQUEST, RESULTS, TRIALS, StudyRequest, load_study
 from mfdiff_platform.study_record import EXPERIMENT
 from mfdiff_platform.tracking import TrackingStore
@@ -46,6 +46,19 @@ class Imported:
     folder: Path
     runs: int
     models: tuple[str, ...]
+
+
+class _Version(NamedTuple):
+    """A registered version in an archive: its bundle below the trials, its tags, its card."""
+
+    bundle: PurePosixPath
+    tags: dict[str, str]
+    description: str
+
+    @property
+    def trial(self) -> str:
+        """Number of its trial, as in the trial's key."""
+        return self.bundle.parts[0]
 
 
 def export_study(workspace: Workspace, store: TrackingStore, name: str, out: Path) -> int:
@@ -70,8 +83,8 @@ def export_study(workspace: Workspace, store: TrackingStore, name: str, out: Pat
                 records.append(record)
                 files |= {
                     f"{_RUNS}/{_slug(record)}/{file}": path
-                    for file, path in artifacts.items()
-                    if path.suffix in KINDS and not file.startswith(_LEFT_BEHIND)
+                    for file, path in _travelling(artifacts).items()
+                    if path.suffix in KINDS
                 }
         facts = {
             "study": name,
@@ -95,6 +108,7 @@ def import_study(workspace: Workspace, store: TrackingStore, path: Path) -> Impo
         name = check_name("study", str(archive.facts.get("study")))
         check_name("domain", str(archive.facts.get("domain")))
         records = _checked_records(archive, name, path)
+        versions = _checked_versions(archive, records, path)
         folder = _place_study(workspace, archive, name, path)
         runs = {
             record.key: restore_run(
@@ -102,13 +116,13 @@ def import_study(workspace: Workspace, store: TrackingStore, path: Path) -> Impo
                 EXPERIMENT,
                 record,
                 records[0] if record.parent else None,
-                archive.below(f"{_RUNS}/{_slug(record)}"),
+                _travelling(archive.below(f"{_RUNS}/{_slug(record)}")),
             )
             for record in records
         }
         _report_again(folder, runs[name], path)
-        versions = _register(workspace, store, archive, name, path)
-    return Imported(folder, len(runs), versions)
+        made = _register(store, archive.facts["domain"], folder, versions)
+    return Imported(folder, len(runs), made)
 
 
 def _study_files(folder: Path, request: StudyRequest, scratch: Path) -> dict[str, Path]:
@@ -135,6 +149,11 @@ def _runs(store: TrackingStore, name: str) -> Iterator[Any]:
         found = store.find(EXPERIMENT, f"{name}/{record.stem}")
         if found is not None:
             yield found
+
+
+def _travelling(artifacts: Mapping[str, Path]) -> dict[str, Path]:
+    """Artifacts less those made anew; asked on arrival too, for anybody may write an archive."""
+    return {file: path for file, path in artifacts.items() if not file.startswith(_LEFT_BEHIND)}
 
 
 def _slug(record: RunRecord) -> str:
@@ -226,27 +245,44 @@ def _report_again(folder: Path, run: Run, path: Path) -> None:
         raise DataError(f"{path}: results of the study are not understood ({fault})") from None
 
 
-def _register(
-    workspace: Workspace, store: TrackingStore, archive: Archive, name: str, path: Path
-) -> tuple[str, ...]:
-    """Register the versions that came along; the one that was candidate comes last."""
-    models, study = SiteModels(store), workspace.study(name)
+def _checked_versions(archive: Archive, records: list[RunRecord], path: Path) -> list[_Version]:
+    """Registered versions that came along; the one that was candidate comes last."""
     bundles = {
-        read_json(found).get("sha256"): found.parent
-        for found in sorted((study / TRIALS).glob(f"*/*/{PROVENANCE}"))
+        read_json(file).get("sha256"): PurePosixPath(name).parent
+        for name, file in archive.below(f"{_STUDY}/{TRIALS}").items()
+        if PurePosixPath(name).name == PROVENANCE
     }
-    made = []
-    described = archive.facts.get("models", [])
-    for facts in sorted(described, key=lambda facts: bool(facts.get("candidate"))):
-        bundle = bundles.get(facts.get("weights_sha256"))
-        if bundle is None:
+    keys = {record.key for record in records}
+    try:
+        described = sorted(archive.facts.get("models", []), key=lambda f: bool(f.get("candidate")))
+        versions = [
+            _Version(
+                bundles.get(facts["weights_sha256"], PurePosixPath()),
+                arriving_tags(facts["tags"]),
+                str(facts["description"]),
+            )
+            for facts in described
+        ]
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise DataError(f"{path}: descriptions of versions are not understood ({fault})") from None
+    for version in versions:
+        if not version.bundle.name:
             raise DataError(f"{path}: weights of a registered version are missing")
-        run = store.find(EXPERIMENT, f"{name}/{bundle.parent.name}")
-        if run is None:
-            raise DataError(f"{path}: the run of trial {bundle.parent.name} is missing")
-        tags = {str(tag): str(value) for tag, value in facts.get("tags", {}).items()}
-        version = models.register_candidate(
-            archive.facts["domain"], bundle, run.info.run_id, tags, str(facts["description"])
+        if f"{records[0].key}/{version.trial}" not in keys:
+            raise DataError(f"{path}: the run of trial {version.trial} is missing")
+    return versions
+
+
+def _register(
+    store: TrackingStore, domain: str, folder: Path, versions: list[_Version]
+) -> tuple[str, ...]:
+    models, made = SiteModels(store), []
+    for version in versions:
+        run = store.find(EXPERIMENT, f"{folder.name}/{version.trial}")
+        assert run is not None, "it was restored a moment ago"
+        bundle = folder / TRIALS / version.bundle
+        new = models.register_candidate(
+            domain, bundle, run.info.run_id, version.tags, version.description
         )
-        made.append(str(version))
-    return tuple(made)
+        made.append(str(new))
+    return tuple(dict.fromkeys(made))

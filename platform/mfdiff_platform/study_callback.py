@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 from ray.tune import Callback
 
 from mfdiff_core.config import flatten, from_dict
-from mfdiff_core.files import read_json
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.objective import MODES
 from mfdiff_platform.privacy import without_paths
@@ -19,12 +19,16 @@ from mfdiff_platform.progress import Task, say
 from mfdiff_platform.run import Run
 from mfdiff_platform.strip import strip_file
 from mfdiff_platform.study import TRIALS, Study, recorded
-from mfdiff_platform.study_record import headline, recipe_tags, trial_key
+from mfdiff_platform.study_record import (
+    CONTEXTS,
+    close_trial_run,
+    in_words,
+    open_trial_run,
+)
 from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.time_limit import START_S, derived_limit_s
 from mfdiff_platform.tracking import TrackingStore
-from mfdiff_platform.trial import BUNDLE, LATEST, PICTURE
-from mfdiff_platform.trial_validation import SUBJECTS
+from mfdiff_platform.trial import BUNDLE
 
 _DEATHS = (
     "ActorDiedError",
@@ -35,6 +39,8 @@ _DEATHS = (
     "Connection closed by peer",  # what is left of a group says so
 )
 _LOGGED = (*MODES, "loss")
+_OUR_FAULT = re.compile(r"^mfdiff_\w+\.errors\.\w+: ")
+"""Before the words of a fault that explains itself; in a table they have little room."""
 
 
 class StudyCallback(Callback):
@@ -78,12 +84,13 @@ class StudyCallback(Callback):
         is_fresh = worker is not None and self._workers.setdefault(worker, number) == number
         self._began_at[number] = time.monotonic()
         self._clock_from[number] = self._began_at[number] + (START_S if is_fresh else 0)
-        self._reached[number] = (_what(trial.config), 0, math.nan)
+        self._reached[number] = (in_words(trial.config), 0, math.nan)
         self._show()
         run = self._run(trial)
         run.log_config(flatten(from_dict(Recipe, trial.config["recipe"])))
         request = self._study.request
-        run.log_dataset(f"{request.domain}-train", request.data_fingerprint, "training")
+        for part in ("train", "validation"):
+            run.log_dataset(f"{request.domain}-{part}", request.data_fingerprint, CONTEXTS[part])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -102,7 +109,7 @@ class StudyCallback(Callback):
         if self._aim in judged and not final:
             curve_so_far = self._study.ledger[number].curve
             self._study.ledger.update(number, curve=(*curve_so_far, (step, judged[self._aim])))
-        self._reached[number] = (_what(trial.config), step, result.get(self._aim, math.nan))
+        self._reached[number] = (in_words(trial.config), step, result.get(self._aim, math.nan))
         self._show()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -141,28 +148,18 @@ class StudyCallback(Callback):
     def _end(self, trial: Any, state: str, reason: str) -> None:
         number, result = trial.config["number"], trial.last_result or {}
         metrics = {k: v for k, v in _figures(result).items() if not k.startswith(LAST)}
-        folder = Path(TRIALS) / f"{number:04d}"
-        finished = state == "finished"
         self._study.ledger.update(
             number,
             state=state,
             reason=reason,
             metrics=metrics,
-            bundle=str(folder / BUNDLE) if finished else "",
+            bundle=f"{TRIALS}/{number:04d}/{BUNDLE}" if state == "finished" else "",
             seconds=time.monotonic() - self._began_at.pop(number, time.monotonic()),
             iterations=int(result.get("iterations", 0)),
         )
         if self._timeout_s is None:
             self._limit_s = derived_limit_s(self._study.ledger, self._batch_ratio)
-        run = self._run(trial)
-        if finished:
-            run.log_dir(self._study.folder / folder / BUNDLE, "checkpoints/best")
-            if (self._study.folder / folder / LATEST).is_dir():
-                run.log_dir(self._study.folder / folder / LATEST, "checkpoints/last")
-            run.log_image((self._study.folder / folder / PICTURE).read_bytes(), "validation")
-            self._log_subjects(run, self._study.folder / folder / SUBJECTS)
-        run.set_tags(headline(self._study, self._study.ledger[number]))
-        run.finish(state, reason)  # type: ignore[arg-type]
+        close_trial_run(self._study, self._run(trial), self._study.ledger[number])
         self._done += 1
         self._ended_here += 1
         self._reached.pop(number, None)
@@ -172,10 +169,6 @@ class StudyCallback(Callback):
         strip = strip_file(self._study.folder / TRIALS / f"{number:04d}", step)
         if strip.is_file():
             run.log_image(strip.read_bytes(), "validation slice", step)
-
-    def _log_subjects(self, run: Run, path: Path) -> None:
-        if path.is_file():
-            run.log_table(read_json(path), "tables/validation_subjects.json")
 
     def _show(self) -> None:
         """Tell the terminal how the search stands."""
@@ -200,27 +193,12 @@ class StudyCallback(Callback):
 
     def _run(self, trial: Any) -> Run:
         """The trial's MLflow run, the same one for ever."""
-        config = trial.config
-        number = config["number"]
+        number = trial.config["number"]
         if number not in self._runs:
-            recipe = recipe_tags(config)
-            what = _what(config)
-            request = self._study.request
-            tags = {"kind": "trial", "domain": request.domain, "study": request.name} | recipe
-            self._runs[number] = self._store.find_or_create(
-                self._parent.spec.experiment,
-                trial_key(self._study, number),
-                f"{number:03d} {what}",
-                tags,
-                self._parent,
+            self._runs[number] = open_trial_run(
+                self._study, self._store, self._parent, number, trial.config
             )
         return self._runs[number]
-
-
-def _what(config: dict[str, Any]) -> str:
-    """A trial in a few words."""
-    recipe = recipe_tags(config)
-    return recipe["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
 
 
 def _kill(trial: Any) -> None:
@@ -245,4 +223,4 @@ def reason_of(error_file: str | None) -> str:
     if any(death in text for death in _DEATHS):
         return "its worker died (out of memory, or killed)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return without_paths(lines[-1]) if lines else "unknown"
+    return without_paths(_OUR_FAULT.sub("", lines[-1])) if lines else "unknown"

@@ -6,27 +6,33 @@ otherwise open a run for.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.config import flatten, from_dict
 from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import DataError
+from mfdiff_core.files import read_json
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.experiment_view import share_views
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, Row, gain_over_paper
+from mfdiff_platform.outcome import headline as outcome_headline
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.report import markdown_table, model_card, table_row
-from mfdiff_platform.run import Run, run_of
-from mfdiff_platform.study import PAPER_RECIPE, Study
+from mfdiff_platform.run import Run, State, run_of
+from mfdiff_platform.study import PAPER_RECIPE, TRIALS, Study
 from mfdiff_platform.tracking import TrackingStore
+from mfdiff_platform.trial import LATEST, PICTURE
+from mfdiff_platform.trial_validation import SUBJECTS
 
 EXPERIMENT = "mfdiff-studies"
 
 _PARTS = ("train", "validation", "test")
-_CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
+CONTEXTS = {"train": "training", "validation": "validation", "test": "testing"}
 
 
 def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
@@ -38,7 +44,7 @@ def open_study_run(study: Study, store: TrackingStore, dataset: Dataset) -> Run:
     run.log_config({k: v for k, v in flatten(request).items() if k not in elsewhere})
     run.log_text(request.space, "search_space.yaml")
     for part in _PARTS:
-        run.log_dataset(f"{request.domain}-{part}", dataset.manifest.fingerprint, _CONTEXTS[part])
+        run.log_dataset(f"{request.domain}-{part}", dataset.manifest.fingerprint, CONTEXTS[part])
     return run
 
 
@@ -47,7 +53,7 @@ def trial_key(study: Study, number: int) -> str:
     return f"{study.request.name}/{number:04d}"
 
 
-def recipe_tags(config: dict[str, Any]) -> dict[str, str]:
+def recipe_tags(config: Mapping[str, Any]) -> dict[str, str]:
     """Strategy and freeze plan of a trial, as columns."""
     recipe = from_dict(Recipe, config["recipe"])
     return {
@@ -57,20 +63,71 @@ def recipe_tags(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def in_words(config: Mapping[str, Any]) -> str:
+    """A trial in a few words."""
+    recipe = recipe_tags(config)
+    return recipe["reference"] or f"{recipe['strategy']}, freeze {recipe['freeze']}"
+
+
+def open_trial_run(
+    study: Study, store: TrackingStore, parent: Run, number: int, config: Mapping[str, Any]
+) -> Run:
+    """A trial's run, the same one for ever, set going."""
+    request = study.request
+    tags = {"kind": "trial", "domain": request.domain, "study": request.name}
+    key, name = trial_key(study, number), f"{number:03d} {in_words(config)}"
+    experiment = parent.spec.experiment
+    return store.find_or_create(experiment, key, name, tags | recipe_tags(config), parent)
+
+
+def close_trial_run(study: Study, run: Run, record: TrialRecord) -> None:
+    """Log what a trial that ended leaves: checkpoints, picture, table, headline, state."""
+    folder = study.folder / TRIALS / f"{record.number:04d}"
+    if record.state == "finished":
+        run.log_dir(study.bundle_of(record), "checkpoints/best")
+        if (folder / LATEST).is_dir():
+            run.log_dir(folder / LATEST, "checkpoints/last")
+        run.log_image((folder / PICTURE).read_bytes(), "validation")
+        if (folder / SUBJECTS).is_file():
+            run.log_table(read_json(folder / SUBJECTS), "tables/validation_subjects.json")
+    run.set_tags(headline(study, record))
+    run.finish(cast(State, record.state), record.reason)
+
+
+def complete_trial_runs(study: Study, store: TrackingStore, parent: Run) -> None:
+    """Bring the runs of all trials that ended up to the ledger.
+
+    The paper's recipe may have ended after others did; now every gain is known. And where a kill
+    came between the ledger and MLflow, the run knows nothing of its trial's end.
+    """
+    for record in study.ledger.ended():
+        key = trial_key(study, record.number)
+        found = store.find(parent.spec.experiment, key)
+        if found is not None and found.data.tags.get("state", "").startswith(record.state):
+            run_of(store, parent.spec.experiment, key, parent).set_tags(headline(study, record))
+        else:
+            trial = open_trial_run(study, store, parent, record.number, record.config)
+            close_trial_run(study, trial, record)
+
+
 def headline(study: Study, record: TrialRecord) -> dict[str, str]:
-    """Tags of a trial that ended: best PSNR, gain over the paper's recipe, and all in a line."""
-    tags = recipe_tags(record.config)
+    """Tags of a trial that ended: best PSNR, gain over the paper's recipe, and all in a line.
+
+    A trial that was stopped is not held against one that ran to its end, so it has no gain.
+    """
+    tags, psnr = recipe_tags(record.config), _best_psnr(study, record)
     what = f"{tags['strategy']}, freeze {tags['freeze']}"
+    found, line = {}, ""
+    if psnr is not None:
+        found["best_psnr"] = f"{psnr:.2f}"
+        line = f"{psnr:.2f} dB"
     if record.state != "finished":
-        told = f"{record.state}: {record.reason}" if record.reason else record.state
-        return {"mlflow.note.content": f"{what}: {told}"}
-    psnr, gain = record.metrics["psnr"], _gain(study, record)
-    found = {"best_psnr": f"{psnr:.2f}"}
-    line = f"{what}: {psnr:.2f} dB on validation subjects"
-    if gain is not None:
+        ended = f"{record.state}: {record.reason}" if record.reason else record.state
+        line = f"{ended}, {line} until then" if line else ended
+    elif (gain := _gain(study, record)) is not None:
         found["gain_over_paper_db"] = f"{gain:+.2f}"
         line += f", {gain:+.2f} dB against the paper's recipe"
-    return found | {"mlflow.note.content": line}
+    return found | {"mlflow.note.content": f"{line}; {what}; validation subjects"}
 
 
 def log_outcome(
@@ -85,10 +142,7 @@ def log_outcome(
     run.set_tags(recipe_tags(study.ledger[outcome.best].config) | _headline(outcome))
     run.note(f"{_sentence(study, outcome)}\n\n{markdown_table(outcome)}")
     share_views(store, EXPERIMENT, study.request.name)
-    # The paper's recipe may have ended after others did; now every gain is known.
-    for record in study.ledger.ended():
-        trial = run_of(store, EXPERIMENT, trial_key(study, record.number), run)
-        trial.set_tags(headline(study, record))
+    complete_trial_runs(study, store, run)
 
 
 def register_best(study: Study, outcome: Outcome, store: TrackingStore) -> str:
@@ -120,13 +174,9 @@ def register_best(study: Study, outcome: Outcome, store: TrackingStore) -> str:
 
 def _sentence(study: Study, outcome: Outcome) -> str:
     """The result in a line, which is what the table of runs has room for."""
-    tags, best = recipe_tags(study.ledger[outcome.best].config), outcome.rows[-1]
-    gain = gain_over_paper(outcome)
-    over = "" if gain is None else f", {gain:+.2f} dB against the paper's recipe"
-    return (
-        f"Best is trial {outcome.best} ({tags['strategy']}, freeze {tags['freeze']}): "
-        f"{best.psnr:.2f} dB on {best.subjects} test subject(s){over}."
-    )
+    tags = recipe_tags(study.ledger[outcome.best].config)
+    what = f"trial {outcome.best}, {tags['strategy']}, freeze {tags['freeze']}"
+    return f"{outcome_headline(outcome)}: {what}."
 
 
 def _headline(outcome: Outcome) -> dict[str, str]:
@@ -142,6 +192,15 @@ def _gain(study: Study, record: TrialRecord) -> float | None:
         if other.config["reference"] == PAPER_RECIPE:
             return record.metrics["psnr"] - other.metrics["psnr"]
     return None
+
+
+def _best_psnr(study: Study, record: TrialRecord) -> float | None:
+    """Validation PSNR of what a trial has kept, or the highest it reached before it was stopped."""
+    last = record.metrics.get("psnr", math.nan)
+    seen = [last] if math.isfinite(last) else []
+    if record.state != "finished" and study.objectives[0].metric == "psnr":
+        seen += [value for _, value in record.curve]
+    return max(seen, default=None)
 
 
 def _subject_rows(rows: tuple[Row, ...]) -> list[dict[str, Any]]:

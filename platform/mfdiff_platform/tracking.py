@@ -18,6 +18,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from mfdiff_core.errors import ConfigError, MfdiffError
+from mfdiff_platform.code_state import code_fingerprint
 from mfdiff_platform.durable import locked
 from mfdiff_platform.errors import TrackingError
 from mfdiff_platform.names import check_key, check_name
@@ -196,7 +197,7 @@ class TrackingStore:
             experiment: name of the experiment, created if need be.
             key: names joined by ``/``, unique in the experiment, such as ``first-study/0003``.
             name: what people read; default is ``key``.
-            tags: set whether the run is new or not.
+            tags: set whether the run is new or not, and with them which code writes to it.
             parent: run under which this one is shown.
 
         Raises:
@@ -208,7 +209,7 @@ class TrackingStore:
             experiment=check_name("experiment", experiment),
             key=check_key(key),
             name=name or key,
-            tags=clean_tags(tags or {}),
+            tags=clean_tags(tags or {}) | {"code": code_fingerprint()},
             start_ms=now_ms(),
             parent=parent.spec if parent else None,
         )

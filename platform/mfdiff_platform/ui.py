@@ -56,3 +56,8 @@ def ui_link(experiment_id: str, run_id: str = "", address: str = UI_ADDRESS, vie
     page = f"runs/{run_id}" if run_id else "runs"
     shared = f"&viewStateShareKey={view}" if view else ""
     return f"{address}/#/experiments/{experiment_id}/{page}?workflowType=machine_learning{shared}"
+
+
+def models_link(address: str = UI_ADDRESS) -> str:
+    """Page of the registered site models."""
+    return f"{address}/#/models?workflowType=machine_learning"

@@ -71,6 +71,11 @@ def test_other_slices_have_another_fingerprint(
         lambda v: v["shards"][0].update(sha256="0" * 64),
         lambda v: v["shards"][0].update(file=7),
         lambda v: v["shards"][0].pop("rows"),
+        lambda v: v.update(domain="../x"),
+        lambda v: v.update(settings=["ld", "a/b"]),
+        lambda v: v["shards"][0].update(subject="<script>alert(1)</script>"),
+        lambda v: v["shards"][0].update(subject="s\0"),
+        lambda v: v["shards"][0].update(subject="s" * 300),
     ],
 )
 def test_tampered_manifest_is_refused(own_dataset: Path, change: Callable[[Any], Any]) -> None:

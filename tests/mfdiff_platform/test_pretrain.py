@@ -178,6 +178,9 @@ def _check_run(store: TrackingStore, bundle: Bundle) -> None:
     assert [metric.step for metric in validated] == [8, 16, 24]
     files = store.client.list_artifacts(run.info.run_id, "checkpoints/best")
     assert {Path(file.path).name for file in files} == {p.name for p in bundle.folder.iterdir()}
+    psnr = f"{bundle.provenance.metrics['psnr']:.2f}"
+    assert run.data.tags["best_psnr"] == psnr
+    assert run.data.tags["mlflow.note.content"].startswith(f"{psnr} dB; mfdiff, {ITERATIONS} iter")
 
 
 def test_finished_run_is_returned_and_other_settings_are_refused(

@@ -54,6 +54,8 @@ def test_a_candidate_carries_its_lineage_and_card(
     assert shown.id == made
     assert shown.run_id == run_id
     assert shown.description == CARD
+    described = models._store.client.get_registered_model("mfdiff-ood3").description
+    assert described.startswith("Restores low-dose PET of domain ood3.")
     assert shown.tags == {
         "study": "first",
         "trial": "3",

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
 from mfdiff_core.bundle import Bundle
@@ -97,6 +108,64 @@ def test_a_version_holds_no_code_no_pickle_and_no_path_of_this_machine(
     texts = [path for path in files if path.suffix != ".safetensors"]
     assert not any(str(tmp_path) in path.read_text() for path in texts)
     assert "loader_module: mfdiff_platform.serving" in mlmodel.read_text()
+
+
+@pytest.mark.slow
+def test_the_scoring_server_answers_on_loopback_and_refuses_what_does_not_fit(
+    served: Any, store: TrackingStore, tmp_path: Path
+) -> None:
+    (example,) = tmp_path.glob("artifacts/**/serving_input_example.json")
+    with serving(store) as address:
+        status, answer = post(address, example.read_bytes())
+        assert status == 200
+        lpet = np.array(json.loads(example.read_text())["inputs"]["lpet"])
+        restored = np.array(json.loads(answer)["predictions"])
+        assert restored.shape == lpet.shape
+        assert np.isfinite(restored).all()
+        for wrong in (b"{}", b"no JSON", b'{"inputs": {"lpet": [[[1]]], "mr": [[[1]]]}}'):
+            status, answer = post(address, wrong)
+            assert 400 <= status < 500, wrong
+        found = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        port = int(address.rsplit(":", 1)[1])
+        assert {c.laddr.ip for c in found if c.laddr and c.laddr.port == port} == {"127.0.0.1"}
+
+
+@contextmanager
+def serving(store: TrackingStore) -> Iterator[str]:
+    """`mlflow models serve` as a user starts it; its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", "models:/mfdiff-toy@candidate", "--port", port]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": store.address.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{address}/ping", timeout=5).read()
+                break
+            time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def post(address: str, body: bytes) -> tuple[int, bytes]:
+    """Status and answer of a request for predictions."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/invocations", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as fault:
+        return fault.code, fault.read()
 
 
 def test_the_input_example_fits_the_model_and_is_made_up(served: Any, tmp_path: Path) -> None:

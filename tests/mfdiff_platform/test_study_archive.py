@@ -19,7 +19,7 @@ from mfdiff_platform.archive import LIST
 from mfdiff_platform.cli import run as cli
 from mfdiff_platform.errors import GateError
 from mfdiff_platform.known import Known, load_known
-from mfdiff_platform.model_archive import import_model
+from mfdiff_platform.model_archive import export_model, import_model
 from mfdiff_platform.outcome import Row
 from mfdiff_platform.registry import SiteModels
 from mfdiff_platform.site_model import CHAMPION
@@ -250,6 +250,9 @@ def forged(sent: Path, change: Any) -> Path:
         lambda facts: facts["runs"][1].update(status="<b>"),
         lambda facts: facts["runs"][0].update(code="x"),
         lambda facts: facts["models"][0].update(weights_sha256="00"),
+        lambda facts: facts["models"][0].pop("description"),
+        lambda facts: facts.update(models=[3]),
+        lambda facts: facts["runs"].pop(1),
     ],
 )
 def test_descriptions_that_reach_elsewhere_are_refused(
@@ -258,7 +261,30 @@ def test_descriptions_that_reach_elsewhere_are_refused(
     with pytest.raises((DataError, ConfigError)):
         import_study(Workspace(there.workspace), there, forged(sent, change))
     assert SiteModels(there).list() == []
-    assert {p.name for p in there.workspace.glob("studies/*")} <= {"leeds"}
+    assert everything(there) == {}
+    assert list(there.workspace.glob("studies/*")) == []
+
+
+def test_an_archive_lets_nobody_through_the_gates_and_speaks_for_no_other_run(
+    sent: Path, there: TrackingStore
+) -> None:
+    def lie(facts: dict[str, Any]) -> None:
+        (model,) = facts["models"]
+        admitted = {"gate_admitted": model["weights_sha256"], "gate_result": "{}"}
+        model["tags"] |= admitted | {"data_fingerprint": "forged", "mlflow.x": "y"}
+        facts["runs"][1]["tags"] |= {"mfdiff.key": "leeds", "mlflow.source.name": "javascript:x"}
+
+    import_study(Workspace(there.workspace), there, forged(sent, lie))
+    models = SiteModels(there)
+    model = models.show("mfdiff-toy@candidate")
+    assert not {"gate_admitted", "gate_result", "mlflow.x"} & set(model.tags)
+    assert model.tags["data_fingerprint"] != "forged"
+    with pytest.raises(GateError, match="no gate_result"):
+        models.set_alias(model.id, CHAMPION)
+    trial = there.find(EXPERIMENT, "leeds/0000")
+    assert trial is not None
+    assert "mlflow.source.name" not in trial.data.tags
+    assert set(everything(there)) == {"leeds", "leeds/0000", "leeds/0001"}
 
 
 @pytest.mark.parametrize(
@@ -291,6 +317,23 @@ def test_a_study_that_is_not_there_cannot_be_exported(
     with pytest.raises(DataError, match="no study"):
         export_study(here, store, "leeds", tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_model_s_archive_lets_nobody_through_the_gates(
+    here: Workspace, store: TrackingStore, runs: None, there: TrackingStore, tmp_path: Path
+) -> None:
+    sent = tmp_path / "model.zip"
+    weights = export_and_read(SiteModels(store), sent)
+    told = {"gate_admitted": weights, "gate_result": "{}", "gate_override": "trust me"}
+    path = forged(sent, lambda facts: facts["tags"].update(told))
+    made = import_model(Workspace(there.workspace), there, path)
+    assert not set(told) & set(SiteModels(there).show(str(made)).tags)
+
+
+def export_and_read(models: SiteModels, out: Path) -> str:
+    """Export the candidate; the hash of its weights."""
+    model = export_model(models, "mfdiff-toy@candidate", out)
+    return models.show(str(model)).tags["weights_sha256"]
 
 
 def test_a_model_travels_alone(

@@ -13,6 +13,7 @@ from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.progress import Task
 from mfdiff_platform.study import Study, StudyRequest, claim_study
 from mfdiff_platform.study_callback import StudyCallback, reason_of
+from mfdiff_platform.study_record import complete_trial_runs
 from mfdiff_platform.suggestion import FINAL, LAST
 from mfdiff_platform.tracking import TrackingStore
 
@@ -136,12 +137,21 @@ def test_trial_that_the_scheduler_stops_is_pruned_where_it_was(
     run = run_of(store)
     assert run.info.status == "KILLED"
     assert run.data.tags["state"] == "pruned: stopped at 2 iterations"
+    assert run.data.tags["best_psnr"] == "20.00"
+    assert "gain_over_paper_db" not in run.data.tags
+    assert run.data.tags["mlflow.note.content"] == (
+        "pruned: stopped at 2 iterations, 20.00 dB until then; two_stage, freeze none; "
+        "validation subjects"
+    )
 
 
 def test_reason_of_a_failure_is_the_last_line_of_its_traceback(tmp_path: Path) -> None:
-    words = "mfdiff_core.errors.TrainingError: step 7: the loss was not finite"
-    (tmp_path / "error.txt").write_text(f"Traceback (most recent call last):\n  ...\n{words}\n\n")
-    assert reason_of(str(tmp_path / "error.txt")) == words
+    for last, told in (
+        ("mfdiff_core.errors.TrainingError: step 7: no finite loss", "step 7: no finite loss"),
+        ("RuntimeError: no room left", "RuntimeError: no room left"),
+    ):
+        (tmp_path / "error.txt").write_text(f"Traceback (most recent call last):\n  ..\n{last}\n\n")
+        assert reason_of(str(tmp_path / "error.txt")) == told
     assert "without a word" in reason_of(str(tmp_path / "nothing.txt"))
 
 
@@ -151,6 +161,29 @@ def test_trial_cut_short_stays_pending_and_its_run_does_not_run_on(
     callback.on_experiment_end([trial])
     assert ended(study).state == "running"
     assert run_of(store).data.tags["state"] == "interrupted"
+
+
+def test_run_whose_trial_ended_behind_its_back_is_told(
+    trial: Trial, callback: StudyCallback, study: Study, store: TrackingStore
+) -> None:
+    """The driver was killed after it wrote to the ledger, or before it wrote to MLflow at all."""
+    blame = "was running in 3 sessions that crashed"
+    study.ledger.add(ended(study).config, 5)
+    for number in (4, 5):
+        study.ledger.update(number, state="failed", reason=blame)
+    parent = store.find_or_create(EXPERIMENT, "leeds")
+    complete_trial_runs(study, store, parent)
+    ends = []
+    for number in (4, 5):
+        found = store.find(EXPERIMENT, f"leeds/000{number}")
+        assert found is not None
+        assert (found.info.status, found.data.tags["state"]) == ("FAILED", f"failed: {blame}")
+        assert found.data.tags["kind"] == "trial"
+        assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+        assert found.info.run_name == f"00{number} two_stage, freeze none"
+        ends.append(found.info.end_time)
+    complete_trial_runs(study, store, parent)
+    assert run_of(store).info.end_time == ends[0]
 
 
 def test_resumed_trial_goes_on_in_its_run(

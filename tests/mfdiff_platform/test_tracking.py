@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shlex
 import signal
 import socket
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+import mfdiff_core
 from mfdiff_core.errors import BundleError, ConfigError, MfdiffError
 from mfdiff_platform import durable
 from mfdiff_platform import spool as spool_module
@@ -237,6 +239,11 @@ def test_a_key_has_one_run_for_ever(store: TrackingStore) -> None:
     assert first.run_id == again.run_id
     assert len(all_runs(store)) == 1
     assert data(again).info.status == "RUNNING"
+
+
+def test_a_run_says_which_code_wrote_it(store: TrackingStore) -> None:
+    told = data(store.find_or_create("studies", "a")).data.tags["code"]
+    assert re.fullmatch(re.escape(mfdiff_core.__version__) + r", sha256 [0-9a-f]{12}", told)
 
 
 def test_the_same_key_in_another_experiment_is_another_run(store: TrackingStore) -> None:

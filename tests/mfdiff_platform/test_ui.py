@@ -74,10 +74,11 @@ def port(store_: TrackingStore) -> Iterator[int]:
         except OSError:
             time.sleep(0.3)
     assert process.stdout is not None
-    for name, view in (("studies", "mfdiff"), ("a", "mfdiff-a")):
+    for name, view in (("studies", "mfdiff"), ("a", "mfdiff-a"), ("pretraining", "mfdiff")):
         line = process.stdout.readline().strip()
         assert line.startswith(f"{name}  http://127.0.0.1:{port}/#/experiments/")
         assert line.endswith(f"&viewStateShareKey={view}")
+    assert process.stdout.readline().startswith(f"models  http://127.0.0.1:{port}/#/models")
     yield port
     os.killpg(process.pid, signal.SIGINT)
     process.wait(60)

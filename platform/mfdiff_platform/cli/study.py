@@ -124,7 +124,7 @@ def export(name: str, out: Path | None, workspace: Path | None, as_json: bool) -
 @click.argument("archive", type=ArchiveFile)
 @common
 def import_(archive: Path, workspace: Path | None, as_json: bool) -> None:
-    """Bring in an exported study: folder, runs and registered versions; aliases stay as they are.
+    """Bring in an exported study: folder, runs and versions, which await the gates as candidates.
 
     \b
     Example:

@@ -29,9 +29,16 @@ def command(port: int, workspace: Path | None) -> None:
     import subprocess
     import sys
 
-    from mfdiff_platform.experiment_view import OVERVIEW, newest_studies, share_views, study_view
+    from mfdiff_platform.experiment_view import (
+        OVERVIEW,
+        PRETRAINING_COLUMNS,
+        newest_studies,
+        share_views,
+        study_view,
+    )
+    from mfdiff_platform.pretrain_request import EXPERIMENT as PRETRAINING
     from mfdiff_platform.study_record import EXPERIMENT
-    from mfdiff_platform.ui import require_free, ui_command, ui_link
+    from mfdiff_platform.ui import models_link, require_free, ui_command, ui_link
     from mfdiff_platform.workspace import open_workspace
 
     store = open_store(open_workspace(workspace))
@@ -46,6 +53,10 @@ def command(port: int, workspace: Path | None) -> None:
     for study in newest_studies(store, EXPERIMENT):
         page = ui_link(experiment, address=address, view=study_view(study))
         click.echo(f"{study}  {page}")
+    share_views(store, PRETRAINING, columns=PRETRAINING_COLUMNS)
+    pretraining = store.get_or_create_experiment(PRETRAINING)
+    click.echo(f"pretraining  {ui_link(pretraining, address=address, view=OVERVIEW)}")
+    click.echo(f"models  {models_link(address)}")
     if store.address.is_server:
         return
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
