@@ -178,10 +178,13 @@ def find_series(root: Path) -> list[DicomSeries]:
 
 
 def identity(head: Any) -> str:
-    """Who the patient is; for pseudonyms alone, never written."""
+    """Who the patient is; for pseudonyms alone, never written.
+
+    Where ID and name were taken out, each study is a patient of its own.
+    """
     keys = ("PatientID", "IssuerOfPatientID")
-    known = "/".join(str(head.get(key, "")) for key in keys).strip("/")
-    return known or str(head.get("PatientName", ""))
+    known = "/".join(str(head.get(key, "") or "") for key in keys).strip("/")
+    return known or str(head.get("PatientName", "") or head.get("StudyInstanceUID", ""))
 
 
 def only(series: Sequence[DicomSeries], modality: str, where: object) -> DicomSeries:

@@ -218,3 +218,15 @@ def test_identity_is_the_id_and_else_the_name(
     assert identity(series.first) == "MRN4711"
     series.first.PatientID = ""
     assert identity(series.first) == "DOE^JANE"
+
+
+def test_studies_whose_patients_were_taken_out_are_different_people(
+    tmp_path: Path, make_dicom: MakeDicom, make_head: MakeHead
+) -> None:
+    nobody = {"PatientName": "", "PatientID": ""}
+    heads = []
+    for study in ("1.2.3", "1.2.4"):
+        tags = {"StudyInstanceUID": study}
+        folder = make_dicom(tmp_path / study, make_head("pet", SMALL), patient=nobody, tags=tags)
+        heads.append(find_series(folder)[0].first)
+    assert len({identity(head) for head in heads}) == 2
