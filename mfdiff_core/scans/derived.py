@@ -87,7 +87,6 @@ def _derived(source: Any, image: Voxels, version: str) -> Any:
     derived.BitsAllocated = derived.BitsStored = 16
     derived.HighBit, derived.PixelRepresentation = 15, 0
     derived.SamplesPerPixel, derived.PhotometricInterpretation = 1, "MONOCHROME2"
-    del derived.PixelData  # the source's may be compressed, which its element remembers
     derived.PixelData = np.ascontiguousarray(stored).tobytes()
     derived["PixelData"].VR = "OW"
     derived.file_meta.TransferSyntaxUID = module.uid.ExplicitVRLittleEndian
