@@ -282,4 +282,6 @@ def _grid_fields(header: Any) -> dict[str, Any]:
 
 def _num_saturated(image: Any) -> int:
     """See `num_saturated`; only files that can be cut off are read a second time for it."""
-    return 0 if image.get_data_dtype().itemsize != 2 else num_saturated(image.dataobj.get_unscaled())
+    return (
+        0 if image.get_data_dtype().itemsize != 2 else num_saturated(image.dataobj.get_unscaled())
+    )

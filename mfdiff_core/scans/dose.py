@@ -1,4 +1,4 @@
-"""Dose, half-life, unit and names of a PET, from its sidecar. Nothing is assumed that is not there."""
+"""Dose, half-life, unit and names of a PET, from its sidecar; nothing that is not there."""
 
 from __future__ import annotations
 

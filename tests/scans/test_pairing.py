@@ -131,7 +131,7 @@ def test_runs_on_different_grids_are_refused(tmp_path: Path, make_bids: MakeBids
     second = root / "sub-01" / "pet" / "sub-01_task-rest_run-2_pet.nii.gz"
     image = nibabel.Nifti1Image.from_bytes(second.read_bytes())
     second.write_bytes(nibabel.Nifti1Image(image.dataobj, 1.1 * image.affine).to_bytes())
-    with pytest.raises(InputFault, match="run-2.*another grid than the first run"):
+    with pytest.raises(InputFault, match=r"run-2.*another grid than the first run"):
         paired(root)
 
 
