@@ -130,7 +130,10 @@ def _facts(series: DicomSeries) -> dict[str, Any]:
 
 def _duration_s(head: Any) -> float:
     """ActualFrameDuration, which DICOM has in ms; 0 where it is not stated."""
-    return float(head.get("ActualFrameDuration", 0) or 0) / 1000
+    try:
+        return float(head.get("ActualFrameDuration", 0) or 0) / 1000
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _names(series: DicomSeries) -> str:

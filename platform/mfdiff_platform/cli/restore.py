@@ -54,7 +54,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 "--model",
                 "reference",
                 required=True,
-                help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, an exported file or a bundle folder.",
+                help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, an exported file or a bundle.",
             ),
             click.option(
                 "--samples",
