@@ -32,7 +32,7 @@ _CASES: dict[str, tuple[str, str, str]] = {
     "not-fetched": (
         "MF-IN-03",
         "annexed or LFS content that was not fetched",
-        "content not fetched{size}; run `{command}` in {folder}",
+        "content not fetched{size}; run {command}",
     ),
     "unreadable": ("MF-IN-04", "no right to read", "cannot be read ({reason}); check its rights"),
     "damaged": (
@@ -263,6 +263,11 @@ _CASES: dict[str, tuple[str, str, str]] = {
         "MF-IN-48",
         "DICOM series that make no pair",
         "{reason}; a pair is one dynamic PET, or a short and a long one of the same study",
+    ),
+    "frame-length": (
+        "MF-IN-49",
+        "frames without length",
+        "frame {frame} lasts {duration} s; correct FrameDuration",
     ),
 }
 

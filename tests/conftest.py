@@ -227,9 +227,7 @@ def _times(first_s: float, count: int) -> list[float]:
     return [first_s + FRAME_S * index for index in range(count)]
 
 
-def _save_film(
-    path: Path, head: Volume, starts: list[float], *, misnamed: bool, noise: float
-) -> None:
+def _film(head: Volume, starts: list[float], noise: float) -> nibabel.Nifti1Image:
     frames = []
     for start in starts:
         draw = rng(0, "frame", int(start)).standard_normal(head.data.shape)
@@ -237,9 +235,31 @@ def _save_film(
         frames.append((head.data * level * (1 + noise * draw)).clip(0).astype(np.float32))
     image = nibabel.Nifti1Image(np.stack(frames, axis=-1), head.affine)
     image.header["descrip"] = b"DOE^JANE"
-    data = image.to_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return image
+
+
+def _save_pet(
+    path: Path, film: nibabel.Nifti1Image, values: dict[str, Any], *, misnamed: bool
+) -> None:
+    """A file, gzipped or, as in ds003397, only called so; and its sidecar."""
+    data = film.to_bytes()
     path.write_bytes(data if misnamed else gzip.compress(data, 1))
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(values))
+
+
+def _save_runs(
+    path: Path, film: nibabel.Nifti1Image, values: dict[str, Any], counts: tuple[int, ...]
+) -> None:
+    """As ds003397: a file per run, with the clock time of its start and no other times."""
+    frames, first = np.asarray(film.dataobj), 0
+    untimed = {key: value for key, value in values.items() if not key.startswith("Frame")}
+    for run, count in enumerate(counts, start=1):
+        part = nibabel.Nifti1Image(frames[..., first : first + count], film.affine)
+        seconds = int(FRAME_S) * first
+        clock = {"AcquisitionTime": f"12:{seconds // 60:02d}:{seconds % 60}"}
+        name = path.name.replace("_pet", f"_run-{run}_pet")
+        _save_pet(path.with_name(name), part, untimed | clock, misnamed=True)
+        first += count
 
 
 PET_JSON: dict[str, Any] = {
@@ -267,9 +287,10 @@ def _make_bids(
 ) -> Path:
     """A BIDS set; each person is a mapping of sidecar changes and of traits.
 
-    Traits: ``starts`` (frame times on disk), ``misnamed`` (uncompressed .nii.gz), ``mr_affine``
-    (an MR whose affine is wrong by this motion), ``annexed`` (content of the PET not fetched),
-    ``no_mr``, ``no_pet``. A sidecar value None removes the key.
+    Traits: ``starts`` (frame times on disk), ``misnamed`` (uncompressed .nii.gz), ``runs``
+    (frames per file, without frame times), ``masks`` (of defacing, beside the images),
+    ``mr_affine`` (an MR whose affine is wrong by this motion), ``annexed`` (content of the PET
+    not fetched), ``no_mr``, ``no_pet``. A sidecar value None removes the key.
     """
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset_description.json").write_text(json.dumps({"Name": "toy set"}))
@@ -282,19 +303,25 @@ def _make_bids(
         home = root / f"sub-{label}"
         path = home / "pet" / f"sub-{label}_task-rest_pet.nii.gz"
         path.parent.mkdir(parents=True)
-        if traits.pop("annexed", False):
-            path.symlink_to("../../.git/annex/objects/xx/yy/MD5E-s1260000000--0af.nii.gz/a.nii.gz")
-        elif not traits.pop("no_pet", False):
-            misnamed = traits.pop("misnamed", False)
-            _save_film(path, pet, starts, misnamed=misnamed, noise=noise)
-        if not traits.pop("no_mr", False):
-            (home / "anat").mkdir()
-            affine = traits.pop("mr_affine", np.eye(4)) @ mr.affine
-            t1 = nibabel.Nifti1Image(mr.data, affine)
-            nibabel.save(t1, home / "anat" / f"sub-{label}_T1w.nii.gz")
+        annexed, no_pet = traits.pop("annexed", False), traits.pop("no_pet", False)
+        misnamed, runs = traits.pop("misnamed", False), traits.pop("runs", ())
+        masks, no_mr = traits.pop("masks", False), traits.pop("no_mr", False)
+        affine = traits.pop("mr_affine", np.eye(4)) @ mr.affine
         times = {"FrameTimesStart": starts, "FrameDuration": [FRAME_S] * len(starts)}
         values = {k: v for k, v in {**PET_JSON, **times, **traits}.items() if v is not None}
-        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(values))
+        if annexed:
+            path.symlink_to("../../.git/annex/objects/xx/yy/MD5E-s1260000000--0af.nii.gz/a.nii.gz")
+        elif runs:
+            _save_runs(path, _film(pet, starts, noise), values, runs)
+        elif not no_pet:
+            _save_pet(path, _film(pet, starts, noise), values, misnamed=misnamed)
+        if not no_mr:
+            (home / "anat").mkdir()
+            t1 = nibabel.Nifti1Image(mr.data, affine)
+            nibabel.save(t1, home / "anat" / f"sub-{label}_T1w.nii.gz")
+        for image in list(home.glob("*/*.nii.gz")) if masks else ():
+            mask = image.with_name(image.name.replace(".nii.gz", "_defacemask.nii.gz"))
+            nibabel.save(nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), mask)
     return root
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,13 @@ def check_values(path: Path | str, data: Voxels) -> None:
         raise fault("not-finite", path, bad=num_bad, total=data.size)
     if data.size == 0 or data.min() == data.max():
         raise fault("empty", path)
+
+
+def num_saturated(stored: npt.NDArray[Any]) -> int:
+    """Stored 16-bit values at the upper limit of their format; 0 for other formats."""
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize != 2:
+        return 0
+    return int((stored == np.iinfo(stored.dtype).max).sum())
 
 
 def check_saturation(path: Path | str, num_saturated: int, num_voxels: int) -> None:

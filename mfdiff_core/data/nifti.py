@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from mfdiff_core.data.image_checks import (
     check_saturation,
     check_shape,
     check_values,
+    num_saturated,
     without_negatives,
 )
 from mfdiff_core.data.volumes import Volume
@@ -40,7 +42,7 @@ _GRID_FIELDS = (
     "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 _MM_OR_UNKNOWN = (0, 2)  # NIfTI codes of the unit of length
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error)
+_DAMAGE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 _POINTER = rb"(/annex/objects/|(\.\./)*\.git/annex/objects/|version https://git-lfs)"
 
 
@@ -55,26 +57,20 @@ def read_volume(path: Path, modality: Modality) -> Volume:
         InputFault: the file is missing, not fetched, not NIfTI, damaged, not one 3-D image, or
             holds values or a geometry that cannot be used; the sentence says what to do.
     """
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
     image_class, opener = _sniff(path)
-    try:
-        with opener(path, "rb") as stream:
-            image = image_class.from_stream(stream)
-            header = image.header
-            _check_header(path, header)
-            check_shape(path, header.get_data_shape())
-            data = np.array(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-            num_saturated = _num_saturated(image)
-    except (*_DAMAGE, ImageFileError, HeaderDataError) as reason:
-        raise fault("damaged", path, reason=reason) from None
+    with _damage_told(path), opener(path, "rb") as stream:
+        image = image_class.from_stream(stream)
+        header = image.header
+        _check_header(path, header)
+        check_shape(path, header.get_data_shape())
+        data = np.array(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+        saturated = _num_saturated(image) if modality == "pet" else 0
     affine = np.asarray(image.affine, dtype=np.float64)
     check_affine(path, affine)
     check_values(path, data)
     notes: tuple[str, ...] = ()
     if modality == "pet":
-        check_saturation(path, num_saturated, data.size)
+        check_saturation(path, saturated, data.size)
         data, notes = without_negatives(path, data)
     return Volume(data, affine, _grid_fields(header), notes)
 
@@ -105,19 +101,18 @@ class Frames:
         """Frames ``wanted`` in ascending order with their numbers, read in one pass.
 
         Raises:
-            InputFault: the file is cut short, or a frame holds NaN or infinity.
+            InputFault: the file is cut short, or a frame holds NaN or infinity, or is cut off at
+                the 16-bit limit.
         """
         size = math.prod(self.shape) * self._dtype.itemsize
-        try:
-            with self._opener(self.path, "rb") as stream:
-                for index in sorted(set(wanted)):
-                    stream.seek(self._offset + index * size)
-                    yield index, self._frame(stream.read(size))
-        except _DAMAGE as reason:
-            raise fault("damaged", self.path, reason=reason) from None
+        with _damage_told(self.path), self._opener(self.path, "rb") as stream:
+            for index in sorted(set(wanted)):
+                stream.seek(self._offset + index * size)
+                yield index, self._frame(stream.read(size))
 
     def _frame(self, content: bytes) -> Voxels:
         stored = np.frombuffer(content, self._dtype).reshape(self.shape, order="F")
+        check_saturation(self.path, num_saturated(stored), stored.size)
         data = stored.astype(np.float32)
         if self._scale != (1.0, 0.0):
             slope, intercept = self._scale
@@ -134,18 +129,13 @@ def open_frames(path: Path) -> Frames:
     Raises:
         InputFault: as `read_volume`, as far as the header tells.
     """
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
     image_class, opener = _sniff(path)
-    try:
-        with opener(path, "rb") as stream:
-            header = image_class.header_class.from_fileobj(stream)
-            _check_header(path, header)
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-            slope, intercept = header.get_slope_inter()
-    except (*_DAMAGE, ImageFileError, HeaderDataError) as reason:
-        raise fault("damaged", path, reason=reason) from None
+    with _damage_told(path), opener(path, "rb") as stream:
+        header = image_class.header_class.from_fileobj(stream)
+        _check_header(path, header)
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        slope, intercept = header.get_slope_inter()
+        offset = int(header.get_data_offset())
     shape = header.get_data_shape()
     if not 3 <= len(shape) <= 4:
         raise fault("dimensions", path, ndim=len(shape), shape="x".join(map(str, shape)))
@@ -159,7 +149,7 @@ def open_frames(path: Path) -> Frames:
         _grid_fields(header),
         opener,
         header.get_data_dtype(),
-        int(header.get_data_offset()),
+        offset,
         (float(1 if slope is None else slope), float(intercept or 0)),
     )
 
@@ -189,6 +179,19 @@ def write_volume(path: Path, volume: Volume) -> None:
     write_bytes(path, gzip.compress(data, 6, mtime=0) if path.name.endswith(".gz") else data)
 
 
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes its readers raise, as the one fault that it is."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    try:
+        yield
+    except (*_DAMAGE, ImageFileError, HeaderDataError, WrapStructError) as reason:
+        raise fault("damaged", path, reason=reason) from None
+
+
 def _sniff(path: Path) -> tuple[Any, Callable[..., Any]]:
     """Image class and opener of ``path``, by its content rather than its name."""
     import nibabel as nib
@@ -197,11 +200,8 @@ def _sniff(path: Path) -> tuple[Any, Callable[..., Any]]:
     opener: Callable[..., Any] = open
     if start[:2] == b"\x1f\x8b":
         opener = gzip.open
-        try:
-            with gzip.open(path) as stream:
-                start = stream.read(512)
-        except (OSError, EOFError, zlib.error) as reason:
-            raise fault("damaged", path, reason=reason) from None
+        with _damage_told(path), gzip.open(path) as stream:
+            start = stream.read(512)
     if start[344:347] == b"n+1":
         return nib.Nifti1Image, opener
     if start[4:7] == b"n+2":
@@ -238,8 +238,8 @@ def _not_fetched(path: Path, target: str) -> DataError:
         return fault("dangling-link", path)
     found = re.search(r"-s(\d+)-", target)
     size = f" ({int(found[1]) / 1e6:.1f} MB)" if found else ""
-    command = "git lfs pull" if "git-lfs" in target else f"datalad get {path.name}"
-    return fault("not-fetched", path, size=size, command=command, folder=path.parent)
+    command = "`git lfs pull` in its folder" if "git-lfs" in target else "`datalad get` on it"
+    return fault("not-fetched", path, size=size, command=command)
 
 
 def _what_else(start: bytes) -> str:
@@ -258,8 +258,11 @@ def _check_header(path: Path, header: Any) -> None:
     dtype = header.get_data_dtype()
     if dtype.fields or dtype.kind == "c":
         raise fault("colours", path)
-    if math.prod(header.get_data_shape()[:3]) > MAX_VOXELS:
-        raise fault("too-large", path, shape="x".join(map(str, header.get_data_shape())))
+    shape = header.get_data_shape()
+    if min(shape, default=1) < 1:
+        raise fault("damaged", path, reason="the header claims an image without voxels")
+    if math.prod(shape[:3]) > MAX_VOXELS:
+        raise fault("too-large", path, shape="x".join(map(str, shape)))
     if not header["qform_code"] and not header["sform_code"]:
         raise fault("no-orientation", path)
     if header["qform_code"] and header["sform_code"]:
@@ -278,8 +281,7 @@ def _grid_fields(header: Any) -> dict[str, Any]:
 
 
 def _num_saturated(image: Any) -> int:
-    """Stored 16-bit values at the upper limit of their format."""
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iu" or dtype.itemsize != 2:
-        return 0
-    return int((np.asarray(image.dataobj.get_unscaled()) == np.iinfo(dtype).max).sum())
+    """See `num_saturated`; only files that can be cut off are read a second time for it."""
+    return (
+        0 if image.get_data_dtype().itemsize != 2 else num_saturated(image.dataobj.get_unscaled())
+    )

@@ -6,15 +6,15 @@ Only folders of the participants asked for are looked into, so a large dataset c
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mfdiff_core.errors import DataError
+from mfdiff_core.data.nifti import check_present
 from mfdiff_core.faults import fault
-from mfdiff_core.files import read_json
 
 _SUFFIXES = (".nii.gz", ".nii")
 _UNCORRECTED = "nac"  # reconstructions without attenuation correction: rec-nacdyn, rec-nacstat
@@ -79,10 +79,15 @@ def labels(root: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def participants(root: Path) -> dict[str, dict[str, str]]:
-    """Rows of participants.tsv by label; empty where there is none."""
+    """Rows of participants.tsv by label; empty where there is none.
+
+    Raises:
+        InputFault: it is there and cannot be read.
+    """
     path = root / "participants.tsv"
-    if not path.is_file():
+    if not path.is_symlink() and not path.exists():
         return {}
+    check_present(path)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     return {
@@ -191,7 +196,11 @@ def _images(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         return []
     endings = tuple(ending + suffix for suffix in _SUFFIXES)
-    return sorted(folder / name for name in os.listdir(folder) if name.endswith(endings))
+    try:
+        names = os.listdir(folder)
+    except OSError as reason:
+        raise fault("unreadable", folder, reason=reason.strerror) from None
+    return sorted(folder / name for name in names if name.endswith(endings))
 
 
 def _stem(name: str) -> str:
@@ -211,8 +220,9 @@ def _ancestors(root: Path, folder: Path) -> Iterable[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    check_present(path)
     try:
-        values = read_json(path)
-    except DataError as reason:
-        raise fault("sidecar", path, reason=str(reason).partition("(")[2].rstrip(")")) from None
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as reason:  # not JSON, or not text
+        raise fault("sidecar", path, reason=reason) from None
     return values if isinstance(values, dict) else {}

@@ -7,6 +7,7 @@ Needs pydicom.
 from __future__ import annotations
 
 import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ ACTIVITY_UNITS = ("BQML", "GML")
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_MM, _SAME_COSINE = 0.05, 1e-4
+_SENSELESS = (
+    OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
+    RuntimeError, NotImplementedError, struct.error,
+)  # fmt: skip
 _TAGS = (
     "Modality", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID",
     "SeriesNumber", "SeriesDescription", "ProtocolName", "SequenceName", "PatientID",
@@ -102,14 +107,14 @@ class DicomSeries:
 
     def _slice(self, path: Path, place: int) -> Voxels:
         """One slice [columns, rows] in its units."""
-        dataset = pydicom().dcmread(path)
         try:
+            dataset = pydicom().dcmread(path)
             stored = dataset.pixel_array
-        except (AttributeError, NotImplementedError, RuntimeError, ValueError, KeyError):
+            slope = float(dataset.get("RescaleSlope", 1) or 1)
+            intercept = float(dataset.get("RescaleIntercept", 0) or 0)
+        except _damage():
             reason = f"the pixels of slice {place + 1} cannot be decoded; export uncompressed"
             raise fault("dicom-kind", self.where, reason=reason) from None
-        slope = float(dataset.get("RescaleSlope", 1) or 1)
-        intercept = float(dataset.get("RescaleIntercept", 0) or 0)
         return np.asarray(stored.T * slope + intercept, dtype=np.float32)
 
 
@@ -124,6 +129,12 @@ def pydicom() -> Any:
     except ImportError:
         raise DataError("DICOM needs pydicom: pip install pydicom, or convert to NIfTI") from None
     return module
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What pydicom raises where bytes make no sense, at the latest when an element is looked at."""
+    errors = pydicom().errors
+    return (*_SENSELESS, errors.InvalidDicomError, errors.BytesLengthException)
 
 
 Member = tuple[Any, Path]
@@ -162,7 +173,7 @@ def build_series(groups: Sequence[Sequence[Member]]) -> list[DicomSeries]:
     series, odd = [], []
     for members in groups:
         try:
-            series.append(_series(list(members)))
+            series.append(_checked(list(members)))
         except InputFault as reason:
             if members[0][0].Modality == "PT":
                 raise
@@ -178,10 +189,13 @@ def find_series(root: Path) -> list[DicomSeries]:
 
 
 def identity(head: Any) -> str:
-    """Who the patient is; for pseudonyms alone, never written."""
+    """Who the patient is; for pseudonyms alone, never written.
+
+    Where ID and name were taken out, each study is a patient of its own.
+    """
     keys = ("PatientID", "IssuerOfPatientID")
-    known = "/".join(str(head.get(key, "")) for key in keys).strip("/")
-    return known or str(head.get("PatientName", ""))
+    known = "/".join(str(head.get(key, "") or "") for key in keys).strip("/")
+    return known or str(head.get("PatientName", "") or head.get("StudyInstanceUID", ""))
 
 
 def only(series: Sequence[DicomSeries], modality: str, where: object) -> DicomSeries:
@@ -220,12 +234,25 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _head(path: Path) -> Any | None:
-    """Header of a DICOM file; None for any other file."""
-    module = pydicom()
+    """Header of a DICOM file; None for any other file, and for one whose header is damaged."""
     try:
-        return module.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-    except (module.errors.InvalidDicomError, OSError, EOFError, ValueError):
+        head = pydicom().dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        head.decode()
+        str(head.file_meta)  # elements are made of bytes when they are looked at
+        for _ in head.iterall():
+            pass
+    except _damage():
         return None
+    return head
+
+
+def _checked(members: list[Member]) -> DicomSeries:
+    """A series, and values in its headers that are none as the fault that they are."""
+    try:
+        return _series(members)
+    except _damage():
+        where = f"{members[0][0].Modality} series"
+        raise fault("dicom-slices", where, reason="headers with impossible values") from None
 
 
 def _series(members: list[Member]) -> DicomSeries:

@@ -9,7 +9,7 @@ from mfdiff_core.data.image_checks import without_negatives
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.faults import fault
 from mfdiff_core.scans.dicom import DicomSeries, check_units, only
-from mfdiff_core.scans.dose import Dose, decay, injected_dose, tracer_name
+from mfdiff_core.scans.dose import Dose, decay, injected_dose, plain_name
 from mfdiff_core.scans.dynamic import DynamicPet
 from mfdiff_core.scans.pairing import PairedScan, pair
 from mfdiff_core.scans.pairing_config import PairingConfig
@@ -79,7 +79,7 @@ def open_dynamic(series: DicomSeries) -> DynamicPet:
     starts = tuple((clock - known[0]) % 86_400 for clock in known)
     frames = in_order([Timing(starts, tuple(durations))], series.where)
     dose = injected_dose(facts, series.where)
-    tracer = tracer_name(facts["TracerName"])
+    tracer = plain_name(facts["TracerName"])
     return DynamicPet((series,), frames, decay(facts), dose, unit, series.where, tracer=tracer)
 
 
@@ -113,7 +113,7 @@ def _paired(
             raise fault("grids-differ", short[setting].where, other=long.where, detail=detail)
     notes = tuple(note for image in (spet, *lpets.values()) for note in image.notes)
     mbq, source = (dose.mbq, dose.source) if dose else (float("nan"), "")
-    tracer = tracer_name(_facts(long)["TracerName"])
+    tracer = plain_name(_facts(long)["TracerName"])
     return PairedScan(spet, lpets, mr, mbq, source, notes=notes, tracer=tracer)
 
 
@@ -130,7 +130,10 @@ def _facts(series: DicomSeries) -> dict[str, Any]:
 
 def _duration_s(head: Any) -> float:
     """ActualFrameDuration, which DICOM has in ms; 0 where it is not stated."""
-    return float(head.get("ActualFrameDuration", 0) or 0) / 1000
+    try:
+        return float(head.get("ActualFrameDuration", 0) or 0) / 1000
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _names(series: DicomSeries) -> str:

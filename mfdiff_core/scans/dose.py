@@ -1,4 +1,4 @@
-"""Dose, half-life and unit of a PET, from its sidecar. Nothing is assumed that is not there."""
+"""Dose, half-life, unit and names of a PET, from its sidecar; nothing that is not there."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def image_unit(sidecar: Mapping[str, Any]) -> str:
     return str(sidecar.get("Units") or sidecar.get("Unit") or "")
 
 
-def tracer_name(stated: Any) -> str:
-    """The tracer as the files name it, in letters that fit a model card; empty if unknown."""
+def plain_name(stated: Any) -> str:
+    """A tracer or protocol as the files name it, in letters that fit a model card; "" if none."""
     return " ".join(re.sub(r"[^\w\[\]()^+., -]", " ", str(stated or "")).split())[:_LONGEST_TRACER]
 
 

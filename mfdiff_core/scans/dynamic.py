@@ -13,7 +13,7 @@ from mfdiff_core.data.nifti import Frames, open_frames
 from mfdiff_core.data.volumes import Volume
 from mfdiff_core.faults import fault
 from mfdiff_core.scans.bids import BidsScan, sidecar
-from mfdiff_core.scans.dose import Dose, decay, image_unit, injected_dose, tracer_name
+from mfdiff_core.scans.dose import Dose, decay, image_unit, injected_dose, plain_name
 from mfdiff_core.scans.frames import Decay, FrameMean
 from mfdiff_core.scans.timing import (
     Frame,
@@ -63,7 +63,7 @@ class DynamicPet:
         unit: of the voxels, empty if unknown.
         where: name for messages.
         notes: what was mended or chosen.
-        tracer: as the files name it, empty if unknown.
+        tracer, protocol: tracer and way of giving it, as the files name them; empty if unknown.
     """
 
     sources: tuple[FrameSource, ...]
@@ -74,6 +74,7 @@ class DynamicPet:
     where: str
     notes: tuple[str, ...] = ()
     tracer: str = ""
+    protocol: str = ""
 
     @property
     def num_images(self) -> int:
@@ -131,8 +132,8 @@ def open_bids_pet(scan: BidsScan) -> DynamicPet:
     frames, notes = _frames(sources, sidecars, where)
     notes = (*scan.notes, *notes, *(dose.notes if dose else ()))
     unit = image_unit(sidecars[0])
-    tracer = tracer_name(sidecars[0].get("TracerName"))
-    return DynamicPet(sources, frames, decay(sidecars[0]), dose, unit, where, notes, tracer)
+    names = (plain_name(sidecars[0].get(key)) for key in ("TracerName", "ModeOfAdministration"))
+    return DynamicPet(sources, frames, decay(sidecars[0]), dose, unit, where, notes, *names)
 
 
 def check_same_grid(sources: Sequence[Frames]) -> None:
@@ -149,7 +150,7 @@ def check_same_grid(sources: Sequence[Frames]) -> None:
             detail = "their affines differ"
         else:
             continue
-        raise fault("grids-differ", other.path, other=first.path.name, detail=detail)
+        raise fault("grids-differ", other.path, other="the first run", detail=detail)
 
 
 def _frames(

@@ -38,6 +38,7 @@ class PairedScan:
         frames: all frames of the PET; ``used`` are those of each image by name.
         notes: what a physicist should know.
         tracer: as the files name it, empty if unknown.
+        protocol: how it was given, such as ``bolus``; empty if unknown.
     """
 
     spet: Volume
@@ -49,6 +50,7 @@ class PairedScan:
     used: Mapping[str, tuple[Frame, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     tracer: str = ""
+    protocol: str = ""
 
 
 def pair(
@@ -87,6 +89,7 @@ def pair(
         used=used,
         notes=notes,
         tracer=pet.tracer,
+        protocol=_group(columns) or pet.protocol,
     )
 
 
@@ -116,10 +119,15 @@ def _setting(name: str, rule: Rule, pet: DynamicPet, columns: Mapping[str, str])
         if pet.dose is None:
             raise fault("no-dose", pet.where)
         return "uld" if pet.dose.mbq <= ULTRA_LOW_DOSE_MBQ else "ld"
-    group = columns.get("group", "").strip().upper()
-    if group not in PROTOCOLS:
+    protocol = _group(columns)
+    if not protocol:
         raise fault("no-group", pet.where)
-    return PROTOCOLS[group]
+    return protocol
+
+
+def _group(columns: Mapping[str, str]) -> str:
+    """Protocol by the participant's group; empty without one."""
+    return PROTOCOLS.get(columns.get("group", "").strip().upper(), "")
 
 
 def _coverage(frames: tuple[Frame, ...], window: Window) -> tuple[str, ...]:

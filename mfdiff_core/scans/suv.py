@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 LONGEST_UPTAKE_S = 24 * 3600.0
 WEIGHT_KG = (1.0, 400.0)
+CLOCKS_AGREE_S = 5.0
 
 
 class Suv(NamedTuple):
@@ -23,7 +24,8 @@ def suv_factor(head: Any) -> Suv:
         head: header of the series' first file, as pydicom reads it.
     """
     if head.get("Units") == "GML":
-        return Suv(1.0)
+        by_weight = head.get("SUVType") in (None, "", "BW")
+        return Suv(1.0) if by_weight else Suv(None, "SUV by another measure than body weight")
     if head.get("Units") != "BQML":
         return Suv(None, "the unit is not Bq/mL")
     drug = (head.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
@@ -55,6 +57,9 @@ def _decayed(head: Any, drug: Any, half_life_s: float) -> float | str:
     started = _on_day(head.get("SeriesDate"), head.get("SeriesTime"))
     if injected is None or started is None:
         return "no times of injection and series"
+    measured = _on_day(head.get("AcquisitionDate"), head.get("AcquisitionTime"))
+    if measured is not None and (started - measured).total_seconds() > CLOCKS_AGREE_S:
+        return "the series is dated after its acquisition, so its time is no start of the scan"
     uptake_s = (started - injected).total_seconds()
     if not 0 <= uptake_s <= LONGEST_UPTAKE_S:
         return f"the clocks put the injection {-uptake_s / 60:.0f} min after the series start"

@@ -14,6 +14,7 @@ from mfdiff_core.faults import fault
 
 LONGEST_FRAME_S = 7200.0
 DAY_S = 86_400.0
+_IN_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0}
 TOLERANCE_S = 0.5
 """Clocks of sidecars are rounded; frames may overlap by this much."""
 
@@ -51,16 +52,17 @@ def read_timing(sidecar: Mapping[str, Any], num_frames: int, where: object) -> T
     """Times of a file's frames as its sidecar has them; None if it has none.
 
     Mends what real sidecars do: a scalar duration for all frames, a first time that wrapped
-    around midnight, and numbers written as text.
+    around midnight, numbers written as text, and another unit that is stated.
 
     Raises:
-        InputFault: times of another number than frames, overlapping, out of order, or in ms.
+        InputFault: times of another number than frames, overlapping, out of order, without
+            length, or in ms that are not stated.
     """
-    starts = _numbers(sidecar.get("FrameTimesStart"))
-    durations = _numbers(sidecar.get("FrameDuration"))
+    notes: list[str] = []
+    starts = _seconds(sidecar, "FrameTimesStart", notes)
+    durations = _seconds(sidecar, "FrameDuration", notes)
     if not starts or not durations:
         return None
-    notes = []
     if len(durations) == 1 and len(starts) > 1:
         durations *= len(starts)
         notes.append("one FrameDuration for all frames")
@@ -142,6 +144,15 @@ def placed(timing: Timing, offset_s: float) -> Timing:
     return replace(timing, starts_s=tuple(start + offset_s for start in timing.starts_s))
 
 
+def _seconds(sidecar: Mapping[str, Any], key: str, notes: list[str]) -> list[float]:
+    """Times under ``key``; older sidecars state their unit beside them, under either spelling."""
+    unit = str(sidecar.get(f"{key}Units") or sidecar.get(f"{key}Unit") or "s").lower()
+    factor = _IN_SECONDS.get(unit, 1.0)
+    if factor != 1:
+        notes.append(f"{key} in {unit}; read as seconds")
+    return [factor * number for number in _numbers(sidecar.get(key))]
+
+
 def _numbers(value: Any) -> list[float]:
     values = value if isinstance(value, list) else [value]
     try:
@@ -152,7 +163,10 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _check(starts: Sequence[float], durations: Sequence[float], where: object) -> None:
-    longest = max(durations)
+    shortest, longest = min(durations), max(durations)
+    if shortest <= 0:
+        frame = durations.index(shortest)
+        raise fault("frame-length", where, frame=frame, duration=f"{shortest:g}")
     if longest > LONGEST_FRAME_S or max(starts) > DAY_S:
         raise fault("milliseconds", where, longest=f"{longest:g}")
     for index in range(1, len(starts)):

@@ -102,7 +102,7 @@ def ingest(
                 _take_in(person, subject, domain, config, out, origin)
             except InputFault as fault:
                 refused.append(Refused(person.name, subject, fault))
-                say(f"{person.name} left out: {fault.sentence} [{fault.code}]")
+                say(f"{person.name} left out: {fault}")
             shown.update(done)
     subjects = sorted(path.stem for path in (out / SHARDS).glob("*.arrow"))
     if not subjects:
@@ -164,6 +164,7 @@ def _facts(scan: PairedScan, motion: Registration | None) -> dict[str, Any]:
         "dose_mbq": scan.dose_mbq if scan.dose_source else None,
         "dose_source": scan.dose_source,
         "tracer": scan.tracer,
+        "protocol": scan.protocol,
         "settings": list(scan.lpets),
         "windows_s": {n: [used[0].start_s, used[-1].end_s] for n, used in scan.used.items()},
         "num_frames": {name: len(frames) for name, frames in scan.used.items()},

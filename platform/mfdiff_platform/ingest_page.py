@@ -49,7 +49,8 @@ def write_subject_page(
 
 def _rows(scan: PairedScan, motion: Registration | None) -> dict[str, str]:
     dose = f"{scan.dose_mbq:.1f} MBq from {scan.dose_source}" if scan.dose_source else "unknown"
-    rows = {"injected dose": dose, "settings": ", ".join(scan.lpets)}
+    rows = {"injected dose": dose, "protocol": scan.protocol or "unknown"}
+    rows["settings"] = ", ".join(scan.lpets)
     for name, frames in scan.used.items():
         seconds = sum(frame.duration_s for frame in frames)
         span = f"{frames[0].start_s:g} to {frames[-1].end_s:g} s"

@@ -85,7 +85,7 @@ def restore_bids(
                 done.append(_one(scan, out, restorer, window, overwrite))
         except InputFault as fault:
             refused[f"sub-{label}"] = fault
-            say(f"sub-{label} left out: {fault.sentence} [{fault.code}]")
+            say(f"sub-{label} left out: {fault}")
     return BidsResult(tuple(done), refused)
 
 
@@ -116,6 +116,7 @@ def _one(
     mr = read_volume(scan.t1, "mr")
     result = restorer.restore(lpet, mr, f"Restoring {scan.stem}", pet.notes)
     _describe(out)
+    meta.unlink(missing_ok=True)  # written last, it says that all is there
     page = out / f"{scan.stem}.html"
     write_scan_page(page, scan.stem, restorer.model_name, result, pet.unit)
     if restorer.options.samples and restorer.options.samples > 1:
@@ -127,8 +128,8 @@ def _one(
         "RestorationKey": key,
         "Restoration": result.summary(),
     }
-    write_json(meta, values)
     write_volume(image, result.result.pet)
+    write_json(meta, values)
     return Restored(scan.stem, image, False, result.summary())
 
 

@@ -143,13 +143,25 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bytes": (lambda p: p.write_bytes(b""), "empty file"),
     "dicom": (lambda p: p.write_bytes(bytes(128) + b"DICM" + bytes(400)), "DICOM"),
     "pair": (lambda p: p.write_bytes(bytes(344) + b"ni1\0" + bytes(200)), "two-file NIfTI"),
+    "cut header": (
+        lambda p: p.write_bytes(save(p, brain()).read_bytes()[:347]),
+        "damaged",
+    ),
+    "no voxels": (
+        lambda p: save(p, brain(), dim=[3, 10, 0, 8, 1, 1, 1, 1]),
+        "an image without voxels",
+    ),
+    "negative size": (
+        lambda p: save(p, brain(), dim=[3, 10, -12, 8, 1, 1, 1, 1]),
+        "damaged",
+    ),
     "cut gzip": (lambda p: p.write_bytes(gzip.compress(brain().tobytes())[:20]), "damaged"),
     "folder": (lambda p: p.mkdir(), "no such file"),
     "missing": (lambda p: None, "no such file"),
     "dangling": (lambda p: p.symlink_to("nowhere"), "link to a file that does not exist"),
     "annexed": (
         lambda p: p.symlink_to("../.git/annex/objects/x/MD5E-s1260000000--0af.nii.gz/a"),
-        r"content not fetched \(1260.0 MB\); run `datalad get scan.nii`",
+        r"content not fetched \(1260.0 MB\); run `datalad get` on it",
     ),
     "annex pointer": (
         lambda p: p.write_text("/annex/objects/MD5E-s42--0af.nii.gz\n"),
@@ -291,6 +303,22 @@ def test_scaled_frames_have_their_units(tmp_path: Path) -> None:
     nib.save(image, tmp_path / "b.nii.gz")
     ((_, frame),) = open_frames(tmp_path / "b.nii.gz").read([2])
     assert frame == pytest.approx(np.asarray(image.dataobj)[..., 2] * 0.5 + 3)
+
+
+def test_frame_that_is_cut_off_at_16_bits_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.stack([(20000 * brain()).astype(np.int16), saturated()], -1))
+    frames = open_frames(path)
+    assert len(list(frames.read([0]))) == 1
+    with pytest.raises(InputFault, match="3 voxels sit at the 16-bit limit"):
+        list(frames.read([1]))
+
+
+@pytest.mark.parametrize("fault", ["cut header", "no voxels", "negative size", "huge", "colour"])
+def test_damaged_header_is_noticed_before_a_frame_is_read(tmp_path: Path, fault: str) -> None:
+    make, sentence = UNUSABLE[fault]
+    make(tmp_path / "scan.nii")
+    with pytest.raises(InputFault, match=sentence):
+        open_frames(tmp_path / "scan.nii")
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])

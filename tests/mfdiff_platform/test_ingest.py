@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -80,6 +81,22 @@ def test_traps_go_in_and_bad_subjects_do_not_stop_the_others(
     assert {info.domain for info in infos} == {"toy"}
     assert len(infos) == 2 * 4
     assert set(dataset.manifest.facts) > {"voxel_mm", "noise", "q50"}
+
+
+def test_what_a_script_is_told_of_refused_subjects_names_none(
+    site: Path, make_bids: MakeBids, capsys: Output
+) -> None:
+    """Pseudonym, code and sentence; only the terminal says which file it is."""
+    people: dict[str, dict[str, Any]] = {"good": {}}
+    people |= {f"DOE{label}": traits for label, traits in BAD.items()}
+    root = make_bids(site / "set", people)
+    (root / "sub-DOE08" / "pet").mkdir(parents=True)
+    command = ["bids", root, "--domain", "toy", "--no-register", *SHORT, *SMALL, "--json"]
+    assert run(["ingest", *map(str, command)]) == 5
+    told, shown = capsys.readouterr()
+    assert len(json.loads(told)["refused"]) == 4
+    assert "DOE" not in told
+    assert "sub-DOE05_task-rest_pet.nii.gz: content not fetched" in shown
 
 
 def test_nothing_is_written_for_a_bad_subject(
@@ -272,6 +289,48 @@ def test_patients_of_a_dicom_folder_go_in_and_a_broken_one_is_listed(
     assert made["settings"] == ["60s"]
     assert (len(made["subjects"]), len(made["refused"])) == (1, 1)
     assert "slices are missing" in made["refused"][0]["sentence"]
+
+
+def test_nothing_that_is_written_names_a_dicom_patient(
+    site: Path, make_head: MakeHead, make_dicom: Callable[..., Path], capsys: Output
+) -> None:
+    """The name of the patient is in the folder, the headers, private tags and free texts."""
+    pytest.importorskip("pydicom")
+    grid = ((16, 18, 14), np.diag([-12.0, 11.0, 12.0, 1.0]))
+    who = {
+        "PatientName": "DOE^JANE",
+        "PatientID": "MRN4711",
+        "PatientBirthDate": "19700102",
+        "AccessionNumber": "ACC0815",
+        "OtherPatientIDs": "ALT9999",
+        "PatientComments": "JANE DOE",
+        "SeriesDescription": "DOE JANE T1",
+        "ReferringPhysicianName": "QUACK^DR",
+    }
+    folder = site / "export" / "DOE_JANE_MRN4711"
+    for name, seconds in (("a", 900), ("b", 60)):
+        number = 1 + (name == "b")
+        make_dicom(
+            folder / name, make_head("pet", grid), number=number, duration_s=seconds, patient=who
+        )
+    make_dicom(folder / "c", make_head("mr", grid), "MR", number=3, patient=who)
+    arguments = ["--domain", "toy", "--no-register", "--set", "image_size=32"]
+    made = ingest(capsys, 0, "dicom", site / "export", *arguments)
+    assert (len(made["subjects"]), made["settings"]) == (1, ["60s"])
+    written = [path for path in (site / "ws").rglob("*") if path.is_file()]
+    assert len(written) >= 5
+    words = ("DOE", "JANE", "MRN4711", "19700102", "ACC0815", "ALT9999", "QUACK", "Elsewhere")
+    for path in written:
+        content = path.read_bytes()
+        assert not [word for word in words if word.encode() in with_pictures(content)], path
+        assert not [word for word in words if word in str(path.relative_to(site))], path
+    assert not [word for word in words if word in json.dumps(made)]
+
+
+def with_pictures(content: bytes) -> bytes:
+    """A page with its pictures as the bytes that they are, since base64 spells words by chance."""
+    pictures = [base64.b64decode(p) for p in re.findall(rb"base64,([^\"']*)", content)]
+    return b"\n".join([re.sub(rb"base64,[^\"']*", b"", content), *pictures])
 
 
 # --- pseudonyms ----------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from mfdiff_core.data.volumes import Volume
 from mfdiff_core.diffusion.process import DiffusionConfig
 from mfdiff_core.errors import BundleError, DataError
 from mfdiff_core.model import ModelConfig, build_model
+from mfdiff_platform.archive import write_archive
+from mfdiff_platform.cli import run
+from mfdiff_platform.model_files import bundle_files
 from mfdiff_platform.restoration import RestoredScan, RestoreOptions, restore_files
 
 AFFINE = np.array([[-2, 0, 0, 31], [0, 2, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]], dtype=float)
@@ -184,3 +187,29 @@ def test_spread_of_a_model_that_always_answers_the_same_is_said_to_mean_nothing(
     done = restore(bundle, scan, "spread.nii.gz", samples=samples)
     said = [line for line in done.warnings if "says nothing about uncertainty" in line]
     assert bool(said) == told
+
+
+def test_exported_file_restores_as_the_bundle_that_it_carries(
+    tiny_bundle: Bundle, tmp_path: Path, scan: tuple[Path, Path]
+) -> None:
+    files = {f"bundle/{path.name}": path for path in bundle_files(tiny_bundle.folder)}
+    write_archive(tmp_path / "toy.zip", "site model", {"domain": "toy"}, files)
+    images = []
+    for model in (tiny_bundle.folder, tmp_path / "toy.zip", tmp_path / "toy.zip"):
+        out = tmp_path / f"{len(images)}.nii"
+        files_in = ["--pet", scan[0], "--mr", scan[1], "--out", out, "--no-register"]
+        command = ["restore", "--model", model, *files_in, "--workspace", tmp_path / "ws"]
+        assert run(list(map(str, command))) == 0
+        images.append(out.read_bytes())
+    assert images[0] == images[1] == images[2]
+
+
+def test_file_that_is_no_model_is_refused(
+    tmp_path: Path, scan: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"pickle")
+    files = ["--pet", scan[0], "--mr", scan[1], "--out", tmp_path / "out.nii"]
+    command = ["restore", "--model", tmp_path / "weights.pt", *files, "--workspace", tmp_path]
+    assert run(list(map(str, command))) == 4
+    assert "not a readable archive" in capsys.readouterr().err
+    assert not (tmp_path / "out.nii").exists()

@@ -125,6 +125,14 @@ def test_sidecar_that_is_not_json_is_named(tmp_path: Path) -> None:
         sidecar(tmp_path, image)
 
 
+@pytest.mark.parametrize("name", ["participants.tsv", "sub-01/pet/sub-01_pet.json"])
+def test_texts_that_were_not_fetched_are_told(tmp_path: Path, name: str) -> None:
+    image = touch(tmp_path, *PAIR) / PAIR[0]
+    (tmp_path / name).symlink_to("../.git/annex/objects/x/MD5E-s1260000--0af.json/a")
+    with pytest.raises(InputFault, match=r"content not fetched \(1.3 MB\); run `datalad get`"):
+        sidecar(tmp_path, image) if name.endswith("json") else participants(tmp_path)
+
+
 def test_participants_table_survives_a_byte_order_mark_and_broken_rows(tmp_path: Path) -> None:
     text = "\ufeffparticipant_id\tgroup\nsub-01\tBI\nsub-02\nsub-03\tI\textra\tcells\n"
     (tmp_path / "participants.tsv").write_text(text, encoding="utf-8")

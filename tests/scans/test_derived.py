@@ -53,6 +53,24 @@ def test_values_come_back_within_half_a_step_of_their_slice(
             assert step == pytest.approx(image.data[:, :, place].max() / HIGHEST, rel=1e-6)
 
 
+@pytest.mark.parametrize("syntax", ["ImplicitVRLittleEndian", "RLELossless"])
+def test_source_in_another_transfer_syntax_is_no_other_image(
+    source: DicomSeries, tmp_path: Path, syntax: str
+) -> None:
+    for path in source.files[0]:
+        dataset = pydicom.dcmread(path)
+        if syntax == "RLELossless":
+            dataset.compress(pydicom.uid.RLELossless)
+        dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        dataset.save_as(path, implicit_vr=syntax.startswith("Implicit"), enforce_file_format=True)
+    (other,) = find_series(source.files[0][0].parent)
+    image = write(other, tmp_path / "out")
+    (series,) = find_series(tmp_path / "out")
+    steps = [float(pydicom.dcmread(path).RescaleSlope) for path in series.files[0]]
+    error = np.abs(series.volume().data - image.data).max(axis=(0, 1))
+    assert (error <= 0.5 * np.array(steps) + 1e-7 * image.data.max(axis=(0, 1))).all()
+
+
 @pytest.mark.parametrize("top", [1e-12, 0.3, 1.0, 32767.0, 123456.789, 9.99999999e9])
 def test_slope_holds_the_maximum_and_fits_its_field(top: float) -> None:
     slope = slope_for(top)

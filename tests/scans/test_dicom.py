@@ -122,6 +122,25 @@ def test_slices_that_make_no_volume_are_refused(
         find_series(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x28\x00\x11\x00US\x02", b"\x28\x00\x11\x00US\x03"),  # an odd length of Columns
+        (b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00DD"),  # no such kind of value
+    ],
+)
+def test_slice_with_damaged_header_is_missing_from_its_series_not_a_crash(
+    tmp_path: Path, make_dicom: MakeDicom, make_head: MakeHead, old: bytes, new: bytes
+) -> None:
+    folder = make_dicom(tmp_path / "a", make_head("pet", SMALL))
+    path = sorted(folder.iterdir())[4]
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(InputFault, match="export the whole series again"):
+        find_series(folder)
+
+
 def test_pixels_that_cannot_be_decoded_are_told(
     tmp_path: Path, make_dicom: MakeDicom, make_head: MakeHead
 ) -> None:
@@ -218,3 +237,15 @@ def test_identity_is_the_id_and_else_the_name(
     assert identity(series.first) == "MRN4711"
     series.first.PatientID = ""
     assert identity(series.first) == "DOE^JANE"
+
+
+def test_studies_whose_patients_were_taken_out_are_different_people(
+    tmp_path: Path, make_dicom: MakeDicom, make_head: MakeHead
+) -> None:
+    nobody = {"PatientName": "", "PatientID": ""}
+    heads = []
+    for study in ("1.2.3", "1.2.4"):
+        tags = {"StudyInstanceUID": study}
+        folder = make_dicom(tmp_path / study, make_head("pet", SMALL), patient=nobody, tags=tags)
+        heads.append(find_series(folder)[0].first)
+    assert len({identity(head) for head in heads}) == 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mfdiff_core.errors import InputFault
-from mfdiff_core.scans.dose import decay, image_unit, injected_dose, tracer_name
+from mfdiff_core.scans.dose import decay, image_unit, injected_dose, plain_name
 
 
 def test_header_dose_goes_before_the_typed_one_and_the_difference_is_told() -> None:
@@ -88,4 +88,4 @@ def test_real_sidecars_have_their_header_doses() -> None:
     ],
 )
 def test_tracer_is_told_in_letters_that_fit_a_card(stated: str | None, name: str) -> None:
-    assert tracer_name(stated) == name
+    assert plain_name(stated) == name

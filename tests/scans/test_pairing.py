@@ -50,6 +50,12 @@ def still(config: PairingConfig = SHORT, **changes: Any) -> PairingConfig:
         {"FrameDuration": 16},
         {"FrameTimesStart": [86399.0, *(16.0 * i for i in range(1, 24))]},
         {"Unit": None, "Units": "Bq/mL"},
+        {"masks": True},
+        {"DecayCorrectionFactor": [1.07238] * 24, "ScatterFraction": [44.32] * 24},
+        {"DecayCorrectionFactor": 1.07238, "ReconFilterSize": 4, "FrameDuration": 16},
+        {"TimeZero": "15:01:59", "ScanStart": "15:01:59", "InjectionStart": "15:02:32"},
+        {"FrameTimesStartUnit": "s", "FrameDurationUnit": "s"},
+        {"FrameDurationUnit": "ms", "FrameDuration": [16_000] * 24},
     ],
 )
 def test_traps_of_real_sets_change_nothing_but_the_notes(
@@ -81,47 +87,24 @@ def test_images_are_of_the_frames_that_their_times_say(tmp_path: Path, make_bids
 
 def test_runs_without_times_are_one_scan(tmp_path: Path, make_bids: MakeBids) -> None:
     """ds003397: one file per run, no timing keys, the clock time of each run alone."""
-    root = make_bids(tmp_path / "set", {"01": {}}, count=24, noise=0.0)
-    whole = paired(root)
-    folder = root / "sub-01" / "pet"
-    (film,) = folder.glob("*.nii.gz")
-    _cut_into_runs(film, (10, 10, 4))
-    split = paired(root)
+    root = make_bids(tmp_path / "set", {"01": {}, "02": {"runs": (10, 10, 4)}}, noise=0.0)
+    whole, split = paired(root, "01"), paired(root, "02")
     assert len(split.frames) == 24
     for name, image in whole.lpets.items():
         assert split.lpets[name].data == pytest.approx(image.data, rel=1e-5)
     assert any("clock times of the runs" in note for note in split.notes)
 
 
-def _cut_into_runs(film: Path, counts: tuple[int, ...]) -> None:
-    import json
-
-    import nibabel
-
-    image = nibabel.load(film)
-    data, first = np.asarray(image.dataobj), 0
-    values = json.loads(film.with_name("sub-01_task-rest_pet.json").read_text())
-    for run, count in enumerate(counts, start=1):
-        stem = film.with_name(f"sub-01_task-rest_run-{run}_pet.nii.gz")
-        part = nibabel.Nifti1Image(data[..., first : first + count], image.affine)
-        stem.write_bytes(part.to_bytes())  # uncompressed, as there
-        kept = {k: v for k, v in values.items() if not k.startswith("Frame")}
-        kept["AcquisitionTime"] = f"12:{(16 * first) // 60:02d}:{(16 * first) % 60}"
-        stem.with_name(stem.name.replace(".nii.gz", ".json")).write_text(json.dumps(kept))
-        first += count
-    film.unlink()
-    film.with_name("sub-01_task-rest_pet.json").unlink()
-
-
 @pytest.mark.parametrize(
     ("trait", "words"),
     [
-        ({"annexed": True}, r"content not fetched \(1260.0 MB\); run `datalad get sub-01"),
+        ({"annexed": True}, r"content not fetched \(1260.0 MB\); run `datalad get` on it"),
         ({"RadionuclideTotalDose": None, "InjectedRadioactivity": None}, "no injected dose"),
         ({"RadionuclideTotalDose": 249.8}, "0.0002498 MBq is not plausible"),
         ({"FrameTimesStart": None}, "no frame times"),
         ({"FrameTimesStart": [0.0, 16.0]}, "2 frame times for 24 frames"),
         ({"FrameDuration": [17.0] * 24}, "starts at 16 s, before frame 0 ends"),
+        ({"FrameDuration": [*([16.0] * 23), 0.0]}, "frame 23 lasts 0 s"),
         ({"FrameDuration": [16_000.0] * 24}, "milliseconds"),
         ({"ImageDecayCorrected": False, "RadionuclideHalfLife": None}, "no RadionuclideHalfLife"),
     ],
@@ -144,13 +127,11 @@ def test_dose_may_be_unknown_when_that_is_said(tmp_path: Path, make_bids: MakeBi
 def test_runs_on_different_grids_are_refused(tmp_path: Path, make_bids: MakeBids) -> None:
     import nibabel
 
-    root = make_bids(tmp_path / "set", {"01": {}})
-    folder = root / "sub-01" / "pet"
-    _cut_into_runs(next(folder.glob("*.nii.gz")), (12, 12))
-    second = folder / "sub-01_task-rest_run-2_pet.nii.gz"
+    root = make_bids(tmp_path / "set", {"01": {"runs": (12, 12)}})
+    second = root / "sub-01" / "pet" / "sub-01_task-rest_run-2_pet.nii.gz"
     image = nibabel.Nifti1Image.from_bytes(second.read_bytes())
     second.write_bytes(nibabel.Nifti1Image(image.dataobj, 1.1 * image.affine).to_bytes())
-    with pytest.raises(InputFault, match="another grid than sub-01_task-rest_run-1"):
+    with pytest.raises(InputFault, match=r"run-2.*another grid than the first run"):
         paired(root)
 
 

@@ -33,9 +33,11 @@ def test_images_corrected_to_the_administration_need_no_clock(head: Any) -> None
     assert suv_factor(head).factor == pytest.approx(70_000 / 200e6)
 
 
-def test_images_in_suv_are_suv(head: Any) -> None:
+def test_images_in_suv_by_weight_are_suv(head: Any) -> None:
     head.Units = "GML"
     assert suv_factor(head).factor == 1
+    head.SUVType = "LBM"
+    assert suv_factor(head).factor is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,7 @@ def test_images_in_suv_are_suv(head: Any) -> None:
         ("head", "Units", "CNTS", "unit"),
         ("head", "DecayCorrection", "NONE", "decay correction"),
         ("head", "SeriesTime", None, "no times"),
+        ("head", "SeriesTime", "130000", "dated after its acquisition"),
         ("drug", "RadionuclideTotalDose", None, "dose"),
         ("drug", "RadionuclideTotalDose", "200", "dose in Bq"),
         ("drug", "RadionuclideHalfLife", None, "half-life"),

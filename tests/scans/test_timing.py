@@ -47,6 +47,14 @@ def test_missing_frames_are_gaps_not_faults() -> None:
     assert timing(FrameTimesStart=[0, 400, 832, 1264]).starts_s == (0, 400, 832, 1264)
 
 
+@pytest.mark.parametrize("key", ["Unit", "Units"])
+def test_stated_unit_of_times_is_read(key: str) -> None:
+    read = timing(FrameDuration=[16_000] * 4, **{f"FrameDuration{key}": "ms"})
+    assert read.durations_s == pytest.approx((16,) * 4)
+    assert "FrameDuration in ms" in read.notes[0]
+    assert timing(**{f"FrameTimesStart{key}": "s"}).notes == ()
+
+
 @pytest.mark.parametrize("sidecar", [{}, {"FrameTimesStart": []}, {"FrameDuration": None}])
 def test_sidecar_without_times_says_so(sidecar: dict[str, Any]) -> None:
     assert read_timing(sidecar, 4, "pet") is None
@@ -60,6 +68,8 @@ def test_sidecar_without_times_says_so(sidecar: dict[str, Any]) -> None:
         ({"FrameTimesStart": [0, 16000, 32000, 48000], "FrameDuration": [16000] * 4}, "millisec"),
         ({"FrameDuration": [16000] * 4}, "milliseconds"),
         ({"FrameDuration": [5000] * 4, "FrameTimesStart": [0, 5, 10, 15]}, "milliseconds"),
+        ({"FrameDuration": [16, 16, 0, 16]}, "frame 2 lasts 0 s"),
+        ({"FrameDuration": [16, -16, 16, 16]}, "frame 1 lasts -16 s"),
         ({"FrameDuration": [16] * 3}, "4 frame times for 4 frames"),
     ],
 )

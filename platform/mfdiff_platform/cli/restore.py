@@ -54,7 +54,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
                 "--model",
                 "reference",
                 required=True,
-                help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, or a bundle folder.",
+                help="mfdiff-DOMAIN@candidate, mfdiff-DOMAIN/3, an exported file or a bundle.",
             ),
             click.option(
                 "--samples",
@@ -196,7 +196,11 @@ def _restore_options(
     from mfdiff_platform.workspace import open_workspace
 
     bundle = Path(reference)
-    if not bundle.is_dir():
+    if bundle.is_file():
+        from mfdiff_platform.model_archive import unpacked_bundle
+
+        bundle = unpacked_bundle(open_workspace(workspace), bundle)
+    elif not bundle.is_dir():
         from mfdiff_platform.registry import SiteModels
 
         bundle = SiteModels(open_store(open_workspace(workspace))).resolve(reference)
