@@ -173,7 +173,7 @@ def connect(
         purpose: what the dashboard's list of jobs says this is.
 
     Raises:
-        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer.
+        ResourceError: the cluster of ``RAY_ADDRESS`` does not answer, or none comes up here.
     """
     prepare_environment(joining=is_addressed())
     import ray
@@ -212,7 +212,13 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*package_roots(), *inherited]))
     _keep_token_private()
-    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    try:
+        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
+    except Exception as fault:  # Ray raises no narrower one where it does not come up
+        raise ResourceError(
+            f"Ray did not start on this machine ({_first_line(fault)}); it may be too busy or out"
+            " of memory: try again when it has less to do"
+        ) from fault
 
 
 def knock(address: str) -> None:
@@ -242,6 +248,9 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
     """Results of Ray tasks as they come; a task's fault is raised in its own words.
 
     Whatever ends the iteration early, such as that fault or Ctrl-C, ends the other tasks too.
+
+    Raises:
+        ResourceError: Ray itself gave up: a worker or its machine died, or ran out of memory.
     """
     import ray
 
@@ -251,9 +260,18 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
             yield ray.get(ready[0])
     except ray.exceptions.RayTaskError as failure:
         raise failure.cause from None
+    except ray.exceptions.RayError as failure:
+        raise ResourceError(
+            f"Ray lost a task ({_first_line(failure)}); see that the machine has memory and time to spare, then"
+            " give the same command again: it goes on from what is finished"
+        ) from None
     finally:
         for left in tasks:
             ray.cancel(left)
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().partition("\n")[0]
 
 
 def _dashboard_url() -> str:

@@ -95,6 +95,15 @@ def _work(seconds: float) -> float:
 
 
 @pytest.mark.ray
+def test_worker_that_dies_is_said_in_one_sentence(ray_cluster: Cluster) -> None:
+    import ray
+
+    task = ray.remote(max_retries=0)(os._exit).remote(1)
+    with pytest.raises(ResourceError, match=r"Ray lost a task .*same command again") as caught:
+        list(as_completed([task]))
+    assert "\n" not in str(caught.value)
+
+
 def test_block_inside_another_shares_its_cluster(ray_cluster: Cluster) -> None:
     import ray
 

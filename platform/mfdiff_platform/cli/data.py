@@ -78,20 +78,35 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     write_contact_sheet(dataset, out)
     write_histograms(dataset, histograms)
     summary = summarise_dataset(dataset)
-    head = ("setting", "slices", "subjects", "LPET PSNR", "SSIM", "NMSE", "noise %", "grey/white")
-    rows = [
-        (
-            row.setting,
-            str(row.slices),
-            str(row.subjects),
-            f"{row.psnr:.2f}",
-            f"{row.ssim:.3f}",
-            f"{row.nmse:.3f}",
-            f"{100 * row.noise:.1f}",
-            f"{row.grey_white:.2f}",
-        )
-        for row in summary
-    ]
+    contents = table(
+        ("setting", "slices", "subjects", "noise %", "grey/white", "LPET/SPET"),
+        [
+            (
+                row.setting,
+                str(row.slices),
+                str(row.subjects),
+                f"{100 * row.noise:.1f}",
+                f"{row.grey_white:.2f}",
+                f"{row.level:.2f}",
+            )
+            for row in summary
+        ],
+    )
+    metrics = table(
+        ("LPET against SPET", "PSNR", "SSIM", "NMSE", "by own maxima (paper)", "SSIM", "NMSE"),
+        [
+            (
+                row.setting,
+                f"{row.psnr:.2f}",
+                f"{row.ssim:.3f}",
+                f"{row.nmse:.3f}",
+                f"{row.paper_psnr:.2f}",
+                f"{row.paper_ssim:.3f}",
+                f"{row.paper_nmse:.3f}",
+            )
+            for row in summary
+        ],
+    )
     values = {
         "domain": domain,
         "fingerprint": dataset.manifest.fingerprint,
@@ -106,4 +121,5 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     }
     parts = (f"{part} {len(names)}" for part, names in values["split"].items())  # type: ignore[attr-defined]
     text = f"{domain}: {dataset.manifest.rows} slices; subjects: {', '.join(parts)}"
-    print_result(values, f"{text}\n\n{table(head, rows)}\n\n{out}\n{histograms}", as_json)
+    pictures = f"{out}\n{histograms}"
+    print_result(values, "\n\n".join((text, contents, metrics, pictures)), as_json)
