@@ -262,8 +262,8 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
         raise failure.cause from None
     except ray.exceptions.RayError as failure:
         raise ResourceError(
-            f"Ray lost a task ({_first_line(failure)}); see that the machine has memory and time to spare, then"
-            " give the same command again: it goes on from what is finished"
+            f"Ray lost a task ({_first_line(failure)}); see that the machine has memory and"
+            " time to spare, then give the same command again: it goes on from what is finished"
         ) from None
     finally:
         for left in tasks:
