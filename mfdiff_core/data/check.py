@@ -22,7 +22,7 @@ from mfdiff_core.data.manifest import (
     verify_shard,
 )
 from mfdiff_core.data.slices import SINOGRAMS, Shard, sinogram_size
-from mfdiff_core.data.splits import PARTS, load_split
+from mfdiff_core.data.splits import LEAST_SUBJECTS, PARTS, load_split
 from mfdiff_core.errors import DataError
 
 Severity = Literal["error", "warning"]
@@ -44,8 +44,8 @@ def check_dataset(folder: Path) -> list[Finding]:
     """All findings of a dataset folder; an empty list is a clean bill.
 
     Checks the manifest, every shard's size, hash, schema and values, that the split names each
-    subject once and that no two subjects share a target. Never raises for what is wrong with the
-    data.
+    subject once and that no two subjects share a target. A set of too few subjects to be split is
+    sound, but warned of. Never raises for what is wrong with the data.
     """
     try:
         manifest = load_manifest(folder)
@@ -158,7 +158,8 @@ def _split_findings(folder: Path, subjects: set[str]) -> list[Finding]:
     try:
         split = load_split(folder / SPLIT)
     except DataError as fault:
-        return [Finding("error", "split", SPLIT, str(fault))]
+        few = len(subjects) < LEAST_SUBJECTS and not (folder / SPLIT).exists()
+        return [Finding("warning" if few else "error", "split", SPLIT, str(fault))]
     listed = {subject for part in PARTS for subject in split.subjects(part)}
     if listed == subjects:
         return []

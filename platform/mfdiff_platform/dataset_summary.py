@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.data.dataset import Contents
 from mfdiff_core.data.facts import intensity_of
 from mfdiff_core.data.slices import Shard
 from mfdiff_core.errors import DataError
@@ -46,7 +46,7 @@ class SettingSummary(NamedTuple):
     paper_nmse: float
 
 
-def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
+def summarise_dataset(dataset: Contents) -> list[SettingSummary]:
     """A row per setting, over all subjects."""
     rows = []
     for setting in dataset.manifest.settings:
@@ -65,7 +65,7 @@ def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
     return rows
 
 
-def _of_setting(dataset: Dataset, setting: str) -> tuple[dict[str, np.ndarray], int]:
+def _of_setting(dataset: Contents, setting: str) -> tuple[dict[str, np.ndarray], int]:
     """Images and tissue [N, H, W] of a setting by name, and how many subjects it has."""
     parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_m": [], "x_s": [], "tissue": []}
     subjects = 0
@@ -77,7 +77,7 @@ def _of_setting(dataset: Dataset, setting: str) -> tuple[dict[str, np.ndarray], 
     return {name: np.concatenate(found) for name, found in parts.items()}, subjects
 
 
-def write_contact_sheet(dataset: Dataset, path: Path) -> None:
+def write_contact_sheet(dataset: Contents, path: Path) -> None:
     """PNG with a middle slice of each setting, of the first subject that has it."""
     rows = {}
     alike = intensity_of(dataset.manifest.facts) == "lpet"
@@ -91,7 +91,7 @@ def write_contact_sheet(dataset: Dataset, path: Path) -> None:
     write_bytes(path, contact_sheet(rows, unit=unit, voxel_mm=voxel_mm))
 
 
-def _middle(dataset: Dataset, setting: str) -> tuple[Shard, int]:
+def _middle(dataset: Contents, setting: str) -> tuple[Shard, int]:
     """Where a setting is first found, and the middle one of its rows there."""
     for shard in dataset.shards:
         rows = [row for row, info in enumerate(shard.infos) if info.setting == setting]
@@ -100,7 +100,7 @@ def _middle(dataset: Dataset, setting: str) -> tuple[Shard, int]:
     raise DataError(f"{dataset.folder}: no slice of setting {setting!r}")
 
 
-def write_histograms(dataset: Dataset, path: Path) -> None:
+def write_histograms(dataset: Contents, path: Path) -> None:
     """PNG with the intensities of LPET, SPET and T1 in each setting, as a network sees them."""
     rows = {}
     for setting in dataset.manifest.settings:

@@ -23,7 +23,7 @@ from mfdiff_core.data.manifest import (
     unique,
 )
 from mfdiff_core.data.slices import SliceRecord, read_shard, write_shard
-from mfdiff_core.data.splits import Split, load_split, make_split
+from mfdiff_core.data.splits import LEAST_SUBJECTS, Split, load_split, make_split
 from mfdiff_core.errors import ConfigError, InputFault
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.scans.pairing import PairedScan, registered
@@ -219,5 +219,5 @@ def _split(out: Path, subjects: list[str], seed: int) -> None:
         new = [subject for subject in subjects if subject not in known]
         if new:
             Split(tuple(sorted([*old.train, *new])), old.validation, old.test).save(path)
-    elif len(subjects) >= 3:
+    elif len(subjects) >= LEAST_SUBJECTS:
         make_split(subjects, FRACTIONS, seed).save(path)

@@ -27,7 +27,7 @@ from mfdiff_core.data.manifest import (
     unique,
 )
 from mfdiff_core.data.slices import SliceInfo, SliceRecord, read_shard, write_shard
-from mfdiff_core.data.splits import PAPER_FRACTIONS, make_split
+from mfdiff_core.data.splits import LEAST_SUBJECTS, PAPER_FRACTIONS, make_split
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, sha256_file, write_json
 from mfdiff_core.physics.simulate import (
@@ -156,7 +156,7 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
     write_json(out / ORIGIN, origin)
     entries, lpet, quantitative = _run(config, subjects, request, out)
     fractions = PAPER_FRACTIONS if request.domain == "phantom" else STAND_IN_FRACTIONS
-    if len(subjects) >= 3:
+    if len(subjects) >= LEAST_SUBJECTS:
         make_split([s.name for s in subjects], fractions, request.seed).save(out / SPLIT)
     shards = [read_shard(out / entry.file) for entry in entries]
     manifest = Manifest(

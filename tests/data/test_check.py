@@ -100,6 +100,22 @@ def test_missing_manifest_or_split_is_found(own_dataset: Path, name: str, code: 
     assert _codes(own_dataset) == {code}
 
 
+def test_set_too_small_to_be_split_is_sound_but_warned_of(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    folder = make_dataset(tmp_path / "few", subjects=("s0", "s1", "s2"))
+    manifest = load_manifest(folder)
+    replace(manifest, shards=manifest.shards[:1]).save(folder)
+    (folder / SPLIT).unlink()
+    for subject in ("s1", "s2"):
+        (folder / SHARDS / f"{subject}.arrow").unlink()
+    assert [(f.severity, f.code) for f in check_dataset(folder)] == [("warning", "split")]
+    assert run(["data", "check", str(folder)]) == 0
+    assert run(["data", "show", str(folder), "--picture", str(tmp_path / "sheet.png")]) == 0
+    with pytest.raises(DataError, match="at least 3 subjects"):
+        open_dataset(folder)
+
+
 def test_subject_in_two_parts_is_found(own_dataset: Path) -> None:
     split = json.loads((own_dataset / SPLIT).read_text())
     split["train"].append(split["test"][0])

@@ -63,7 +63,9 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     Example:
       mfdiff-platform data show mfdiff-workspace/data/ood3
     """
-    from mfdiff_core.data.dataset import open_dataset
+    from mfdiff_core.data.dataset import open_contents
+    from mfdiff_core.data.manifest import SPLIT
+    from mfdiff_core.data.splits import PARTS, load_split
     from mfdiff_platform.dataset_summary import (
         summarise_dataset,
         write_contact_sheet,
@@ -71,7 +73,8 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     )
     from mfdiff_platform.workspace import open_workspace
 
-    dataset = open_dataset(folder)
+    dataset = open_contents(folder)
+    split = load_split(folder / SPLIT) if (folder / SPLIT).is_file() else None
     domain = dataset.manifest.domain
     out = picture or open_workspace(workspace).picture(f"data-{domain}.png")
     histograms = out.with_name(f"{out.stem}-histograms.png")
@@ -110,16 +113,13 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     values = {
         "domain": domain,
         "fingerprint": dataset.manifest.fingerprint,
-        "split": {
-            "train": dataset.split.train,
-            "validation": dataset.split.validation,
-            "test": dataset.split.test,
-        },
+        "split": {part: split.subjects(part) for part in PARTS} if split else {},
         "settings": [row._asdict() for row in summary],
         "picture": str(out),
         "histograms": str(histograms),
     }
-    parts = (f"{part} {len(names)}" for part, names in values["split"].items())  # type: ignore[attr-defined]
-    text = f"{domain}: {dataset.manifest.rows} slices; subjects: {', '.join(parts)}"
+    parts = [f"{part} {len(split.subjects(part))}" for part in PARTS] if split else ["no split"]
+    people = f"{len(dataset.manifest.subjects)} subjects ({', '.join(parts)})"
+    text = f"{domain}: {dataset.manifest.rows} slices of {people}"
     pictures = f"{out}\n{histograms}"
     print_result(values, "\n\n".join((text, contents, metrics, pictures)), as_json)
