@@ -199,7 +199,8 @@ def _hashes(subjects: tuple[SubjectSource, ...]) -> dict[str, str]:
 
 def _is_finished(out: Path, origin: dict[str, Any]) -> bool:
     """Whether ``out`` already holds this dataset; clears nothing, refuses another one."""
-    if not (out / ORIGIN).is_file():
+    started = (out / MANIFEST).is_file() or any((out / SHARDS).glob("*.arrow"))
+    if not started or not (out / ORIGIN).is_file():
         return False
     if read_json(out / ORIGIN) != origin:
         raise ConfigError(

@@ -261,6 +261,15 @@ def test_folder_of_other_settings_is_refused_and_kept(own: Path, changes: dict[s
     assert sha256_file(own / MANIFEST) == before
 
 
+def test_folder_without_a_shard_takes_other_settings(tmp_path: Path, ray_cluster: Cluster) -> None:
+    (tmp_path / "subject_04.bin.gz").write_bytes(b"no label volume")
+    with pytest.raises(DataError, match="subject_04"):
+        simulate(SimulationRequest("phantom", quick=True, brainweb=tmp_path), tmp_path / "out")
+    small = {"slices.indices": [74], "settings.0.standard.recon.num_iterations": 1}
+    request = replace(REQUEST, num_subjects=1, changes=small)
+    assert simulate(request, tmp_path / "out").subjects == ("mni-01",)
+
+
 def test_failed_simulation_leaves_no_manifest_and_speaks_for_itself(
     tmp_path: Path, ray_cluster: Cluster
 ) -> None:

@@ -179,6 +179,11 @@ def test_impossible_slices_are_refused() -> None:
         SlicesConfig(max_rotation_deg=45.0)
 
 
+def test_more_subsets_than_views_are_refused() -> None:
+    with pytest.raises(ConfigError, match="sd: 252 views make no 253 subsets"):
+        override(recipe("phantom"), {"settings.0.standard.recon.num_subsets": 253})
+
+
 def test_two_acquisitions_need_two_names() -> None:
     config = to_dict(recipe("phantom"))
     config["settings"][0]["low"]["name"] = "sd"
