@@ -107,10 +107,9 @@ class SimulationConfig:
         for a in self.acquisitions:
             if by_name.setdefault(a.name, a) != a:
                 raise ValueError(f"two different acquisitions are called {a.name!r}")
-            if a.recon.num_subsets > self.scanner.num_views:
-                raise ValueError(
-                    f"{a.name}: {self.scanner.num_views} views make no {a.recon.num_subsets} subsets"
-                )
+            views, subsets = self.scanner.num_views, a.recon.num_subsets
+            if subsets > views:
+                raise ValueError(f"{a.name}: {views} views make no {subsets} subsets")
 
     @property
     def acquisitions(self) -> tuple[AcquisitionConfig, ...]:
