@@ -98,7 +98,7 @@ def _work(seconds: float) -> float:
 def test_worker_that_dies_is_said_in_one_sentence(ray_cluster: Cluster) -> None:
     import ray
 
-    task = ray.remote(max_retries=0)(os._exit).remote(1)
+    task = ray.remote(max_retries=0)(lambda: os._exit(1)).remote()
     with pytest.raises(ResourceError, match=r"Ray lost a task .*same command again") as caught:
         list(as_completed([task]))
     assert "\n" not in str(caught.value)
