@@ -109,7 +109,7 @@ def _place(nested: dict[str, Any], path: str, value: Any) -> str | None:
         places = [str(i) for i in range(len(node))] if isinstance(node, list) else list(node)
         if part not in places:
             return _unknown(here, part, places)
-        place = int(part) if isinstance(node, list) else part
+        place: Any = int(part) if isinstance(node, list) else part
         if depth < len(parts) - 1:
             node = node[place]
     node[place] = value

@@ -60,5 +60,6 @@ def test_one_scale_serves_lpet_and_spet_and_the_spet_has_no_say_in_it() -> None:
 
 
 def test_own_maximum_divides_each_image_by_its_own() -> None:
-    images = [image(seed) for seed in range(3)]
-    assert triplet_scales(*images, "own_maximum") == tuple(float(x.max()) for x in images)
+    x_p, x_m, x_s = (image(seed) for seed in range(3))
+    found = triplet_scales(x_p, x_m, x_s, "own_maximum")
+    assert found == (x_p.max(), x_m.max(), x_s.max())
