@@ -172,11 +172,11 @@ def test_a_file_under_two_names_is_refused(tmp_path: Path) -> None:
 WITH_WORKERS = """
 import sys
 from pathlib import Path
-from mfdiff_platform.cluster import connect
+import ray
 from mfdiff_platform.simulate import SimulationRequest, simulate
 request = SimulationRequest("phantom", quick=True, num_subjects=4, changes={"slices.indices": [74]})
-with connect(cpus=int(sys.argv[1])):
-    simulate(request, Path(sys.argv[2]))
+ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
+simulate(request, Path(sys.argv[2]))
 """
 
 
