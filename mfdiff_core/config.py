@@ -87,7 +87,10 @@ def one_of(kinds: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def override(config: C, changes: Mapping[str, Any]) -> C:
-    """Copy of ``config`` with dotted ``changes`` applied, checked like `from_dict`."""
+    """Copy of ``config`` with dotted ``changes`` applied, checked like `from_dict`.
+
+    An item of a sequence goes by its place: ``{"settings.0.low.psf_data_mm": 4.5}``.
+    """
     nested = to_dict(config)
     faults = [fault for path in changes if (fault := _place(nested, path, changes[path]))]
     if faults:
@@ -101,13 +104,15 @@ def _place(nested: dict[str, Any], path: str, value: Any) -> str | None:
     parts = path.split(".")
     for depth, part in enumerate(parts):
         here = ".".join(parts[: depth + 1])
-        if not isinstance(node, dict):
+        if not isinstance(node, dict | list):
             return f"{here}: {parts[depth - 1]} is a single value and has no keys"
-        if part not in node:
-            return _unknown(here, part, node)
+        places = [str(i) for i in range(len(node))] if isinstance(node, list) else list(node)
+        if part not in places:
+            return _unknown(here, part, places)
+        place: Any = int(part) if isinstance(node, list) else part
         if depth < len(parts) - 1:
-            node = node[part]
-    node[parts[-1]] = value
+            node = node[place]
+    node[place] = value
     return None
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 
 from mfdiff_core.bundle import Bundle
-from mfdiff_core.data.facts import differences
-from mfdiff_core.data.intensity import mr_scale, pet_scale
+from mfdiff_core.data.facts import differences, intensity_of
+from mfdiff_core.data.intensity import INPUT_SCALES
 from mfdiff_core.data.plane_fit import HEAD_SHARE, PlaneFit, head_mask
 from mfdiff_core.data.volumes import (
     Volume,
@@ -162,7 +162,8 @@ def _prepare(bundle: Bundle, lpet: Volume, mr: Volume) -> _Scan:
     seen_mr = resample(mr, fit.model_affine(axial_affine(lpet)), seen.shape)
     _check_overlap(seen, seen_mr)
     rows = _occupied(seen)
-    scale, scale_m = _scales(pet_scale, seen[rows]), _scales(mr_scale, seen_mr[rows])
+    of_pet, of_mr = INPUT_SCALES[intensity_of(bundle.provenance.data_facts)]
+    scale, scale_m = _scales(of_pet, seen[rows]), _scales(of_mr, seen_mr[rows])
     x_p, x_m = seen[rows] / scale, seen_mr[rows] / scale_m
     return _Scan(native, seen_mr, fit, scan_mm, rows, x_p, x_m, scale)
 

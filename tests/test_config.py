@@ -134,6 +134,15 @@ def test_override_leaves_the_original_alone() -> None:
     assert config.facts == {"a": {"b": 1}}
 
 
+def test_override_reaches_an_item_of_a_sequence_by_its_place() -> None:
+    config = Outer(title="t", inners=(Inner(), Inner(width=2)))
+    changed = override(config, {"inners.1.rate": 0.25, "bounds.0": -1.0})
+    assert changed.inners == (Inner(), Inner(width=2, rate=0.25))
+    assert changed.bounds == (-1.0, 1.0)
+    with pytest.raises(ConfigError, match=r"inners\.2: unknown key '2'; valid keys are 0, 1"):
+        override(config, {"inners.2.rate": 0.25})
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def restored(bundle: Bundle, lpet: Volume | None = None, **extra: Any) -> Restor
 def inside(data: Array) -> Array:
     """What the model's field covers of the slices that hold activity."""
     return data[2:-2, 4:-4, 1:-1]
+
+
+def test_scan_is_divided_by_what_the_training_slices_were(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    own = replace(tiny_bundle.provenance, data_facts={"intensity": "own_maximum"})
+    bundle = save_bundle(tmp_path / "own", tiny_bundle.config, tiny_bundle.weights(), own)
+    for x in (_prepare(bundle, pet(), mr()).x_p, _prepare(bundle, pet(), mr()).x_m):
+        assert x.max((1, 2)) == pytest.approx(1)
+    assert _prepare(tiny_bundle, pet(), mr()).x_p.max() != pytest.approx(1)
 
 
 # --- the grid ------------------------------------------------------------------------------

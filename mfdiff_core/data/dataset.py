@@ -81,6 +81,15 @@ class SliceSet:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """Verified shards of a dataset folder, split or not: enough to look at them."""
+
+    folder: Path
+    manifest: Manifest
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A verified dataset folder."""
 
@@ -137,16 +146,26 @@ def open_dataset(folder: Path) -> Dataset:
         DataError: missing or damaged files, a manifest that does not describe its shards, or
             subjects of the split that are not in the shards.
     """
-    manifest = load_manifest(folder)
-    split = load_split(folder / SPLIT)
-    shards = tuple(verify_shard(folder, entry) for entry in manifest.shards)
-    for entry, shard in zip(manifest.shards, shards, strict=True):
-        _check_contents(manifest, entry, shard)
+    contents = open_contents(folder)
+    manifest, split = contents.manifest, load_split(folder / SPLIT)
     listed = {*split.train, *split.validation, *split.test}
     if listed != set(manifest.subjects):
         odd = ", ".join(sorted(listed ^ set(manifest.subjects)))
         raise DataError(f"{folder}: split and manifest disagree on subjects {odd}")
-    return Dataset(folder, manifest, split, shards)
+    return Dataset(folder, manifest, split, contents.shards)
+
+
+def open_contents(folder: Path) -> Contents:
+    """Open ``folder`` after checking every hash; there need not be a split.
+
+    Raises:
+        DataError: missing or damaged files, or a manifest that does not describe its shards.
+    """
+    manifest = load_manifest(folder)
+    shards = tuple(verify_shard(folder, entry) for entry in manifest.shards)
+    for entry, shard in zip(manifest.shards, shards, strict=True):
+        _check_contents(manifest, entry, shard)
+    return Contents(folder, manifest, shards)
 
 
 def _check_contents(manifest: Manifest, entry: ShardEntry, shard: Shard) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mfdiff_core.data.intensity import INPUT_SCALES, Intensity
 from mfdiff_core.data.plane_fit import head_mask
 from mfdiff_core.data.slices import Shard
+from mfdiff_core.errors import DataError
 
 _QUANTILES = (25, 50, 75, 95)
 _RANGE = (2.5, 50, 97.5)  # percentiles over slices: low, middle, high
@@ -57,11 +59,16 @@ def _noise(image: npt.NDArray[Any], head: npt.NDArray[np.bool_]) -> float:
     return float(np.median(np.abs(residual)) / 0.6745 / image[head].mean())
 
 
-def dataset_facts(shards: Sequence[Shard]) -> dict[str, Any]:
+def dataset_facts(shards: Sequence[Shard], intensity: Intensity = "lpet") -> dict[str, Any]:
     """Range of every figure over the slices of a dataset, for its manifest and its bundles.
 
+    Args:
+        shards: the dataset.
+        intensity: what its slices were divided by; a restored scan is divided by the same.
+
     Returns:
-        ``voxel_mm``, and by figure (low, middle, high), the 2.5th, 50th and 97.5th percentile.
+        ``voxel_mm``, ``intensity``, and by figure (low, middle, high), the 2.5th, 50th and 97.5th
+        percentile.
     """
     voxel_mm = shards[0].infos[0].voxel_mm
     each = [slice_figures(shard.arrays["x_p"], voxel_mm) for shard in shards]
@@ -71,7 +78,19 @@ def dataset_facts(shards: Sequence[Shard]) -> dict[str, Any]:
         for name, values in pooled.items()
         if len(values)
     }
-    return {"voxel_mm": voxel_mm, **ranges}
+    return {"voxel_mm": voxel_mm, "intensity": intensity, **ranges}
+
+
+def intensity_of(facts: Mapping[str, Any]) -> Intensity:
+    """What the slices of these facts were divided by.
+
+    Raises:
+        DataError: it is none that this program knows.
+    """
+    named: Intensity = facts.get("intensity", "lpet")  # sets of older versions know no other
+    if named not in INPUT_SCALES:
+        raise DataError(f"intensity {named!r} is not one of {', '.join(INPUT_SCALES)}")
+    return named
 
 
 def differences(

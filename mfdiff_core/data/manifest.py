@@ -36,6 +36,7 @@ class ShardEntry:
 class Manifest:
     """Dataset description: slices, origin (physics or ingest settings) and shard hashes.
 
+    ``lpet`` is the LPET's mean row in the paper's convention, ``lpet_quantitative`` in the other;
     ``facts`` are those of `facts.dataset_facts`: what the low-dose slices are like. ``sinograms``
     is the projector's geometry where slices carry y and AN; they lie on its grid.
     """
@@ -50,6 +51,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     facts: dict[str, Any] = field(default_factory=dict)
     sinograms: dict[str, Any] = field(default_factory=dict)
+    lpet_quantitative: dict[str, float] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -36,7 +36,8 @@ SINOGRAMS = ("y", "factors")
 class SliceInfo:
     """What is known about one slice besides its images.
 
-    ``scale`` times a PET pixel gives physical units back, ``mr_scale`` does so for the MR.
+    ``scale`` times a PET pixel gives physical units back, ``mr_scale`` does so for the MR. In sets
+    of intensity "own_maximum" ``scale`` is the LPET's alone, and the SPET's is lost.
     ``num_counts`` and ``dose_mbq`` are NaN where unknown.
     """
 

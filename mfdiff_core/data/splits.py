@@ -16,6 +16,8 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 PAPER_FRACTIONS = (0.8, 0.15, 0.05)
 """Of 20 phantoms: 16, 3 and 1."""
+LEAST_SUBJECTS = len(PARTS)
+"""One each to train on, to choose by and to test on; smaller sets have no split."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ def make_split(subjects: Iterable[str], fractions: tuple[float, float, float], s
         DataError: fewer than three subjects.
     """
     names = sorted(set(subjects))
-    if len(names) < 3:
+    if len(names) < LEAST_SUBJECTS:
         raise DataError(
-            f"split: {len(names)} subject(s); at least 3 are needed, one each to train on,"
-            " to choose by and to test on"
+            f"split: {len(names)} subject(s); at least {LEAST_SUBJECTS} are needed, one each"
+            " to train on, to choose by and to test on"
         )
     order = [names[i] for i in rng(seed, "split").permutation(len(names))]
     num_test = min(max(1, round(fractions[2] * len(names))), len(names) - 2)

@@ -65,11 +65,12 @@ def read_label_volume(path: Path, label_map: tuple[tuple[int, str], ...]) -> Lab
 
     Args:
         path: .nii or .nii.gz, any orientation.
-        label_map: (value in the file, name of a `Tissue` in lower case); values that are not
-            named are air.
+        label_map: (value in the file, name of a `Tissue` in lower case); 0 is air unless it is
+            named.
 
     Raises:
-        DataError: the file cannot be read, is not 3-D, or holds no grey or white matter.
+        DataError: the file cannot be read, is not 3-D, holds values that the map does not name,
+            or no grey or white matter.
     """
     import nibabel
     from nibabel.filebasedimages import ImageFileError
@@ -81,6 +82,14 @@ def read_label_volume(path: Path, label_map: tuple[tuple[int, str], ...]) -> Lab
         raise DataError(f"{path}: cannot be read as NIfTI ({fault})") from fault
     if values.ndim != 3:
         raise DataError(f"{path}: a label volume has three dimensions, got shape {values.shape}")
+    named = [0, *(value for value, _ in label_map)]
+    unknown = np.unique(values[~np.isin(values, named)])
+    if unknown.size:
+        shown = ", ".join(f"{value:g}" for value in unknown[:10])
+        raise DataError(
+            f"{path}: values {shown}{', ...' * (unknown.size > 10)} are not in the label map; name"
+            " their tissue, or background if they are to be air"
+        )
     labels = np.zeros(values.shape, np.uint8)
     for value, tissue in label_map:
         labels[values == value] = Tissue[tissue.upper()]

@@ -107,6 +107,9 @@ class SimulationConfig:
         for a in self.acquisitions:
             if by_name.setdefault(a.name, a) != a:
                 raise ValueError(f"two different acquisitions are called {a.name!r}")
+            views, subsets = self.scanner.num_views, a.recon.num_subsets
+            if subsets > views:
+                raise ValueError(f"{a.name}: {views} views make no {subsets} subsets")
 
     @property
     def acquisitions(self) -> tuple[AcquisitionConfig, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mfdiff_core.physics.acquisition import AcquisitionConfig, Exposure, Image, acquire
 from mfdiff_core.physics.activity import activity_table
-from mfdiff_core.physics.domains import recipe
+from mfdiff_core.physics.domains import View, recipe
 from mfdiff_core.physics.head import Head, build_head
 from mfdiff_core.physics.kinetics import decay_correction
 from mfdiff_core.physics.phantom import (
@@ -42,6 +42,7 @@ __all__ = [
     "SimulatedSlice",
     "SimulationConfig",
     "SubjectSource",
+    "View",
     "label_subject",
     "list_subjects",
     "recipe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mfdiff_core.data.intensity import Intensity
 from mfdiff_core.scans.frames import Window
 
 Rule = Literal["time", "dose", "group"]
@@ -29,6 +30,7 @@ class PairingConfig:
         voxel_mm: its pixel size; None for that of the grid.
         register: whether the MR is registered to the PET.
         without_dose: accept scans that state no dose.
+        intensity: what slices are divided by, see `data.intensity`.
     """
 
     start_s: float = 1800.0
@@ -42,6 +44,7 @@ class PairingConfig:
     voxel_mm: float | None = None
     register: bool = True
     without_dose: bool = False
+    intensity: Intensity = "lpet"
 
     def __post_init__(self) -> None:
         window = Window(self.start_s, self.end_s)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mfdiff_core.data.image_checks import Affine, Voxels
-from mfdiff_core.data.intensity import mr_scale, pet_scale
+from mfdiff_core.data.intensity import triplet_scales
 from mfdiff_core.data.plane_fit import PlaneFit, head_mask
 from mfdiff_core.data.slices import SliceInfo, SliceRecord
 from mfdiff_core.data.volumes import (
@@ -50,7 +50,7 @@ def to_records(
     records = []
     for row, plane in enumerate(planes):
         for setting, x_p in lpets.items():
-            scale, scale_m = pet_scale(x_p[row]), mr_scale(x_m[row])
+            scale, scale_m, scale_s = triplet_scales(x_p[row], x_m[row], x_s[row], config.intensity)
             info = SliceInfo(
                 domain=domain,
                 setting=setting,
@@ -62,7 +62,7 @@ def to_records(
                 mr_scale=scale_m,
                 dose_mbq=scan.dose_mbq,
             )
-            x_s_here = (x_s[row] / scale).astype(np.float32)
+            x_s_here = (x_s[row] / scale_s).astype(np.float32)
             x_m_here = (x_m[row] / scale_m).astype(np.float32)
             x_p_here = (x_p[row] / scale).astype(np.float32)
             records.append(SliceRecord(info, x_p_here, x_m_here, x_s_here, empty, empty))

@@ -235,9 +235,9 @@ def _start(cpus: int | None, gpus: int | None, purpose: str) -> None:
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=True, **quiet)
     except Exception as fault:  # Ray raises plain ones where its own processes do not come up
         ray.shutdown()
-        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
         raise ResourceError(
-            f"Ray does not start on this machine ({reason}); it may be too busy: try again later"
+            f"Ray did not start on this machine ({_first_line(fault)}); it may be too busy or out"
+            " of memory: try again when it has less to do"
         ) from fault
 
 
@@ -268,6 +268,9 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
     """Results of Ray tasks as they come; a task's fault is raised in its own words.
 
     Whatever ends the iteration early, such as that fault or Ctrl-C, ends the other tasks too.
+
+    Raises:
+        ResourceError: Ray itself gave up: a worker or its machine died, or ran out of memory.
     """
     import ray
 
@@ -277,9 +280,18 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
             yield ray.get(ready[0])
     except ray.exceptions.RayTaskError as failure:
         raise failure.cause from None
+    except ray.exceptions.RayError as failure:
+        raise ResourceError(
+            f"Ray lost a task ({_first_line(failure)}); see that the machine has memory and"
+            " time to spare, then give the same command again: it goes on from what is finished"
+        ) from None
     finally:
         for left in tasks:
             ray.cancel(left)
+
+
+def _first_line(fault: Exception) -> str:
+    return str(fault).strip().partition("\n")[0]
 
 
 def _dashboard_url() -> str:

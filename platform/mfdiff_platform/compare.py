@@ -12,7 +12,8 @@ from pathlib import Path
 
 import mfdiff_core
 from mfdiff_core.config import flatten
-from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
+from mfdiff_core.data.check import open_sound_dataset
+from mfdiff_core.data.dataset import Dataset, SliceSet
 from mfdiff_core.evaluation.scores import score_slices
 from mfdiff_core.evaluation.table_files import to_csv, to_latex, to_values
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, to_markdown
@@ -116,13 +117,13 @@ def _name(comparison: Comparison, scale: CompareScale) -> str:
 def _open(
     workspace: Workspace, comparison: Comparison, data: Path | None, phantom: Path | None
 ) -> Slices:
-    domain = open_dataset(data or workspace.dataset(comparison.domain))
+    domain = open_sound_dataset(data or workspace.dataset(comparison.domain))
     if comparison.domain == PHANTOM:
         return Slices(domain, domain)
     strategies = {method.strategy for method in comparison.methods}
     if strategies == {"internal"}:
         return Slices(domain, None)
-    return Slices(domain, open_dataset(phantom or workspace.dataset(PHANTOM)))
+    return Slices(domain, open_sound_dataset(phantom or workspace.dataset(PHANTOM)))
 
 
 def _arm(method: Method, scale: CompareScale, slices: Slices, domain: str) -> Arm:

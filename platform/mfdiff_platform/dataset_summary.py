@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.data.dataset import Contents
+from mfdiff_core.data.facts import intensity_of
+from mfdiff_core.data.slices import Shard
+from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.figures import Triplet, contact_sheet
 from mfdiff_core.evaluation.histograms import histogram_chart
 from mfdiff_core.evaluation.metrics import evaluate_slices
@@ -22,9 +25,11 @@ HEAD = 0.05
 class SettingSummary(NamedTuple):
     """One setting of a dataset.
 
-    ``psnr``, ``ssim`` and ``nmse`` are the LPET's in the quantitative convention; ``noise`` is the
-    standard deviation of LPET minus SPET in white matter over the SPET's mean there, and
-    ``grey_white`` the SPET's ratio of means; both NaN where tissue is not known.
+    ``psnr``, ``ssim`` and ``nmse`` are the LPET's in the quantitative convention, ``paper_psnr``
+    and so on in the paper's. ``noise`` is the standard deviation of LPET minus SPET in white matter
+    over the SPET's mean there, and ``grey_white`` the SPET's ratio of means; both NaN where tissue
+    is not known. ``level`` is the LPET's activity over the SPET's, NaN where they have no common
+    scale.
     """
 
     setting: str
@@ -35,24 +40,32 @@ class SettingSummary(NamedTuple):
     nmse: float
     noise: float
     grey_white: float
+    level: float
+    paper_psnr: float
+    paper_ssim: float
+    paper_nmse: float
 
 
-def summarise_dataset(dataset: Dataset) -> list[SettingSummary]:
+def summarise_dataset(dataset: Contents) -> list[SettingSummary]:
     """A row per setting, over all subjects."""
     rows = []
     for setting in dataset.manifest.settings:
         images, subjects = _of_setting(dataset, setting)
         x_p, x_s, tissue = images["x_p"], images["x_s"], images["tissue"]
         metrics = evaluate_slices(x_p, x_s).mean()
+        paper = evaluate_slices(x_p, x_s, convention="paper", window="uniform").mean()
         white, grey = tissue == WHITE, tissue == GREY
         known = bool(white.any() and grey.any())
         noise = float((x_p - x_s)[white].std() / x_s[white].mean()) if known else float("nan")
         ratio = float(x_s[grey].mean() / x_s[white].mean()) if known else float("nan")
-        rows.append(SettingSummary(setting, len(x_p), subjects, *metrics, noise, ratio))
+        alike = intensity_of(dataset.manifest.facts) == "lpet"
+        level = float(x_p.sum() / x_s.sum()) if alike else float("nan")
+        figures = (*metrics, noise, ratio, level, *paper)
+        rows.append(SettingSummary(setting, len(x_p), subjects, *figures))
     return rows
 
 
-def _of_setting(dataset: Dataset, setting: str) -> tuple[dict[str, np.ndarray], int]:
+def _of_setting(dataset: Contents, setting: str) -> tuple[dict[str, np.ndarray], int]:
     """Images and tissue [N, H, W] of a setting by name, and how many subjects it has."""
     parts: dict[str, list[np.ndarray]] = {"x_p": [], "x_m": [], "x_s": [], "tissue": []}
     subjects = 0
@@ -64,21 +77,30 @@ def _of_setting(dataset: Dataset, setting: str) -> tuple[dict[str, np.ndarray], 
     return {name: np.concatenate(found) for name, found in parts.items()}, subjects
 
 
-def write_contact_sheet(dataset: Dataset, path: Path) -> None:
-    """PNG with the middle slice of the first subject in each setting."""
+def write_contact_sheet(dataset: Contents, path: Path) -> None:
+    """PNG with a middle slice of each setting, of the first subject that has it."""
     rows = {}
+    alike = intensity_of(dataset.manifest.facts) == "lpet"
     for setting in dataset.manifest.settings:
-        shard = dataset.shards[0]
-        chosen = [row for row, info in enumerate(shard.infos) if info.setting == setting]
-        row = chosen[len(chosen) // 2]
-        scale = np.float32(shard.infos[row].scale)
+        shard, row = _middle(dataset, setting)
+        scale = np.float32(shard.infos[row].scale if alike else 1)
         x_m, x_p, x_s = (shard.arrays[name][row] for name in ("x_m", "x_p", "x_s"))
         rows[setting] = Triplet(x_m, x_p * scale, x_s * scale)
     voxel_mm = dataset.shards[0].infos[0].voxel_mm
-    write_bytes(path, contact_sheet(rows, unit="activity", voxel_mm=voxel_mm))
+    unit = "activity" if alike else "own maximum"
+    write_bytes(path, contact_sheet(rows, unit=unit, voxel_mm=voxel_mm))
 
 
-def write_histograms(dataset: Dataset, path: Path) -> None:
+def _middle(dataset: Contents, setting: str) -> tuple[Shard, int]:
+    """Where a setting is first found, and the middle one of its rows there."""
+    for shard in dataset.shards:
+        rows = [row for row, info in enumerate(shard.infos) if info.setting == setting]
+        if rows:
+            return shard, rows[len(rows) // 2]
+    raise DataError(f"{dataset.folder}: no slice of setting {setting!r}")
+
+
+def write_histograms(dataset: Contents, path: Path) -> None:
     """PNG with the intensities of LPET, SPET and T1 in each setting, as a network sees them."""
     rows = {}
     for setting in dataset.manifest.settings:

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mfdiff_core.config import to_dict
+from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.data.facts import dataset_facts
 from mfdiff_core.data.manifest import (
     MANIFEST,
@@ -24,10 +22,9 @@ from mfdiff_core.data.manifest import (
     load_manifest,
     unique,
 )
-from mfdiff_core.data.slices import Shard, SliceRecord, read_shard, write_shard
-from mfdiff_core.data.splits import Split, load_split, make_split
+from mfdiff_core.data.slices import SliceRecord, read_shard, write_shard
+from mfdiff_core.data.splits import LEAST_SUBJECTS, Split, load_split, make_split
 from mfdiff_core.errors import ConfigError, InputFault
-from mfdiff_core.evaluation.metrics import METRICS, evaluate_slices
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.scans.pairing import PairedScan, registered
 from mfdiff_core.scans.pairing_config import PairingConfig
@@ -36,6 +33,7 @@ from mfdiff_core.scans.registration import Registration, simple_itk
 from mfdiff_core.scans.slicing import to_records
 from mfdiff_platform.ingest_page import write_subject_page
 from mfdiff_platform.ingest_sources import Person
+from mfdiff_platform.lpet_row import lpet_rows, mean_rows
 from mfdiff_platform.names import check_name
 from mfdiff_platform.progress import say, task
 
@@ -108,14 +106,19 @@ def ingest(
     if not subjects:
         return Ingested(None, tuple(refused), {})
     facts = {subject: read_json(out / SUBJECTS / f"{subject}.json") for subject in subjects}
-    manifest = _finish(out, domain, seed, origin | {"subjects": facts}, subjects)
+    manifest = _finish(out, domain, config, seed, origin | {"subjects": facts}, subjects)
     notes = {subject: list(facts[subject]["notes"]) for subject in subjects}
     return Ingested(manifest, tuple(refused), notes)
 
 
 def _check_same(out: Path, origin: dict[str, Any]) -> None:
     path = out / ORIGIN
-    if path.is_file() and read_json(path) != origin:
+    if not path.is_file():
+        return
+    found = read_json(path)
+    # a key that is younger than the dataset has its default
+    config = to_dict(from_dict(PairingConfig, found.get("config", {})))
+    if found | {"config": config} != origin:
         raise ConfigError(
             f"{out} holds a dataset made with other settings; choose another --out, or remove it"
         )
@@ -175,7 +178,12 @@ def _facts(scan: PairedScan, motion: Registration | None) -> dict[str, Any]:
 
 
 def _finish(
-    out: Path, domain: str, seed: int, origin: dict[str, Any], subjects: list[str]
+    out: Path,
+    domain: str,
+    config: PairingConfig,
+    seed: int,
+    origin: dict[str, Any],
+    subjects: list[str],
 ) -> Manifest:
     """Split and manifest over all shards of the folder."""
     _split(out, subjects, seed)
@@ -185,6 +193,7 @@ def _finish(
         describe_shard(out, path, subject, len(shard.infos))
         for path, subject, shard in zip(paths, subjects, shards, strict=True)
     )
+    lpet, quantitative = mean_rows(map(lpet_rows, shards))
     manifest = Manifest(
         domain=domain,
         image_size=shards[0].arrays["x_p"].shape[-1],
@@ -192,8 +201,9 @@ def _finish(
         seed=seed,
         origin=origin,
         shards=entries,
-        lpet=_lpet_metrics(shards),
-        facts=dataset_facts(shards),
+        lpet=lpet,
+        lpet_quantitative=quantitative,
+        facts=dataset_facts(shards, config.intensity),
     )
     if (out / MANIFEST).is_file() and load_manifest(out) == manifest:
         return manifest
@@ -210,18 +220,5 @@ def _split(out: Path, subjects: list[str], seed: int) -> None:
         new = [subject for subject in subjects if subject not in known]
         if new:
             Split(tuple(sorted([*old.train, *new])), old.validation, old.test).save(path)
-    elif len(subjects) >= 3:
+    elif len(subjects) >= LEAST_SUBJECTS:
         make_split(subjects, FRACTIONS, seed).save(path)
-
-
-def _lpet_metrics(shards: Sequence[Shard]) -> dict[str, float]:
-    """The LPET row as the paper has it: own maxima, and the usual defaults of its SSIM."""
-    rows = [
-        row
-        for shard in shards
-        for row in evaluate_slices(
-            shard.arrays["x_p"], shard.arrays["x_s"], convention="paper", window="uniform"
-        ).rows()
-    ]
-    means = np.mean([list(row) for row in rows], axis=0)
-    return {name: float(value) for name, value in zip(METRICS, means, strict=True)}

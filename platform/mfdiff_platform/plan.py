@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mfdiff_core.bundle import Bundle, load_bundle
+from mfdiff_core.data.check import open_sound_dataset
 from mfdiff_core.data.dataset import Dataset, open_dataset
+from mfdiff_core.data.facts import intensity_of
 from mfdiff_core.data.manifest import MANIFEST
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.step import Precision
@@ -77,13 +79,14 @@ def plan_study(workspace: Workspace, plan: StudyPlan) -> StudyRequest:
     file = read_recipe(plan.recipe_file) if plan.recipe_file else None
     plan = _as_in_file(plan, file) if file else plan
     data = (plan.data or workspace.dataset(plan.domain)).absolute()
-    dataset = open_dataset(data)
+    dataset = open_sound_dataset(data)
     held_out = dataset.part("validation", plan.setting or None)
     pretrained = _pretrained(workspace, plan)
     check_image_size(dataset, pretrained.config)
     if pretrained.config.system == "fb-sem":
         raise ConfigError("fb-sem is trained on phantoms alone: adapt another --model")
     _check_voxels(dataset, held_out.infos[0].voxel_mm, pretrained)
+    check_intensity(dataset, pretrained)
     _check_metrics(plan, {info.setting for info in held_out.infos})
     space = parse(file.space()) if file else load(resolve(plan.domain, plan.space_file))
     space = narrowed(space, pretrained.config)
@@ -143,6 +146,21 @@ def _check_voxels(dataset: Dataset, voxel_mm: float, pretrained: Bundle) -> None
         )
 
 
+def check_intensity(dataset: Dataset, pretrained: Bundle) -> None:
+    """Refuse slices divided by something else than those that the model knows.
+
+    Raises:
+        ConfigError: they are.
+    """
+    have = intensity_of(dataset.manifest.facts)
+    known = intensity_of(pretrained.provenance.data_facts)
+    if have != known:
+        raise ConfigError(
+            f"{dataset.folder}: slices of intensity {have}, the model was pretrained on {known};"
+            " make the dataset in that one, or pretrain in its own"
+        )
+
+
 def _check_metrics(plan: StudyPlan, settings: set[str]) -> None:
     read_objectives(plan.metrics, plan.modes)
     for metric in plan.metrics:
@@ -169,7 +187,9 @@ def _check_phantom(phantom: Path, pretrained: Bundle) -> None:
             " single_stage); run `mfdiff-platform simulate --domain phantom`, or give a --space"
             " without them"
         )
-    check_image_size(open_dataset(phantom), pretrained.config)
+    dataset = open_sound_dataset(phantom)
+    check_image_size(dataset, pretrained.config)
+    check_intensity(dataset, pretrained)
 
 
 def _mixes(parameter: Parameter) -> bool:

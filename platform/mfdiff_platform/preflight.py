@@ -13,7 +13,8 @@ from pathlib import Path
 from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.data.batches import Augmentation
-from mfdiff_core.data.dataset import Dataset, open_dataset
+from mfdiff_core.data.check import open_sound_dataset
+from mfdiff_core.data.dataset import Dataset
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import NEEDS_SINOGRAMS, AnyModelConfig, build_model
 from mfdiff_core.physics.projector import Geometry
@@ -36,7 +37,7 @@ def check_request(request: PretrainRequest, workers: Workers, folder: Path) -> D
     """
     share_batch(request, workers.count)
     check_augmentation(request.model, request.augment)
-    dataset = open_dataset(Path(request.data))
+    dataset = open_sound_dataset(Path(request.data))
     check_image_size(dataset, request.model)
     check_disk(folder, request.model)
     return dataset

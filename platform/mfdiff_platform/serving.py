@@ -21,7 +21,8 @@ import torch
 
 import mfdiff_core
 from mfdiff_core.bundle import Bundle, load_bundle
-from mfdiff_core.data.intensity import mr_scale, pet_scale
+from mfdiff_core.data.facts import intensity_of
+from mfdiff_core.data.intensity import INPUT_SCALES
 from mfdiff_platform.model_files import INSIDE
 from mfdiff_platform.page import NOTICE
 
@@ -35,6 +36,7 @@ class ServedModel:
 
     def __init__(self, bundle: Bundle) -> None:
         self._model = bundle.model()
+        self._scales = INPUT_SCALES[intensity_of(bundle.provenance.data_facts)]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(self._device)
 
@@ -58,8 +60,9 @@ class ServedModel:
         return np.concatenate(parts) if parts else lpet
 
     def _restore(self, lpet: Stack, mr: Stack, seed: int) -> Stack:
-        scale = np.array([pet_scale(image) for image in lpet], dtype=np.float32)[:, None, None]
-        scale_m = np.array([mr_scale(image) for image in mr], dtype=np.float32)[:, None, None]
+        of_pet, of_mr = self._scales
+        scale = np.array([of_pet(image) for image in lpet], dtype=np.float32)[:, None, None]
+        scale_m = np.array([of_mr(image) for image in mr], dtype=np.float32)[:, None, None]
         restored = self._model.restore(
             torch.from_numpy(lpet / scale)[:, None].to(self._device),
             torch.from_numpy(mr / scale_m)[:, None].to(self._device),

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mfdiff_core.config import to_dict
+from mfdiff_core.config import override, to_dict
 from mfdiff_core.data.facts import dataset_facts
-from mfdiff_core.data.intensity import mr_scale, pet_scale
+from mfdiff_core.data.intensity import INPUT_SCALES, Intensity, triplet_scales
 from mfdiff_core.data.manifest import (
     MANIFEST,
     SHARDS,
@@ -27,20 +27,21 @@ from mfdiff_core.data.manifest import (
     unique,
 )
 from mfdiff_core.data.slices import SliceInfo, SliceRecord, read_shard, write_shard
-from mfdiff_core.data.splits import PAPER_FRACTIONS, make_split
-from mfdiff_core.errors import ConfigError
-from mfdiff_core.evaluation.metrics import METRICS, evaluate_slices
+from mfdiff_core.data.splits import LEAST_SUBJECTS, PAPER_FRACTIONS, make_split
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json, sha256_file, write_json
 from mfdiff_core.physics.simulate import (
     SimulatedSlice,
     SimulationConfig,
     SubjectSource,
+    View,
     label_subject,
     list_subjects,
     recipe,
     simulate_subject,
 )
 from mfdiff_platform.cluster import Resources, as_completed, connect
+from mfdiff_platform.lpet_row import LpetRows, lpet_rows, mean_rows
 from mfdiff_platform.progress import task
 
 ORIGIN = "origin.json"
@@ -62,6 +63,9 @@ class SimulationRequest:
         label_map: value in those files to tissue name.
         seed: keys every random draw.
         sinograms: store what each LPET was reconstructed from, for FB-SEM.
+        view: of the full phantom recipe, see `physics.domains.recipe`.
+        changes: dotted path in the recipe to another value.
+        intensity: what slices are divided by, see `data.intensity`.
     """
 
     domain: str
@@ -72,6 +76,9 @@ class SimulationRequest:
     label_map: Mapping[int, str] = field(default_factory=dict)
     seed: int = 0
     sinograms: bool = False
+    view: View = "headbox"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    intensity: Intensity = "lpet"
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
@@ -87,6 +94,25 @@ class SimulationRequest:
             raise ConfigError("--labels names its subjects; leave out --brainweb and --subjects")
         if bool(self.labels) != bool(self.label_map):
             raise ConfigError("--labels needs --label-map, and the other way round")
+        if self.view != "headbox" and (self.quick or self.domain != "phantom"):
+            raise ConfigError(f"--view {self.view} is for --domain phantom without --quick")
+        if self.intensity not in INPUT_SCALES:
+            raise ConfigError(f"unknown intensity {self.intensity!r}")
+
+    def config(self) -> SimulationConfig:
+        """The domain's recipe with the changes asked for.
+
+        Raises:
+            ConfigError: a change names no setting, or a value that it cannot have.
+        """
+        config = override(recipe(self.domain, quick=self.quick, view=self.view), self.changes)
+        if config.domain != self.domain:
+            raise ConfigError("domain: is chosen by --domain")
+        if self.sinograms and config.scanner.background_fraction:
+            raise ConfigError(
+                "--sinograms is for scanner.background_fraction=0: FB-SEM models no background"
+            )
+        return config
 
     def subjects(self, config: SimulationConfig) -> tuple[SubjectSource, ...]:
         """The people to simulate; files get pseudonyms, as their names may name a patient.
@@ -111,24 +137,26 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
 
     Raises:
         ConfigError: ``out`` holds a dataset made with other settings.
-        DataError: BrainWeb files are missing or unusable.
+        DataError: files are missing, unusable, or one person's under two names.
     """
-    config = recipe(request.domain, quick=request.quick)
+    config = request.config()
     subjects = request.subjects(config)
     origin = {
         "kind": "simulation",
         "seed": request.seed,
-        "subjects": {s.name: sha256_file(s.path) if s.path else "" for s in subjects},
+        "subjects": _hashes(subjects),
         "config": to_dict(config),
     }
     if request.sinograms:
         origin["sinograms"] = True
+    if request.intensity != "lpet":
+        origin["intensity"] = request.intensity
     if _is_finished(out, origin):
         return load_manifest(out)
     write_json(out / ORIGIN, origin)
-    entries, lpet = _run(config, subjects, request, out)
+    entries, lpet, quantitative = _run(config, subjects, request, out)
     fractions = PAPER_FRACTIONS if request.domain == "phantom" else STAND_IN_FRACTIONS
-    if len(subjects) >= 3:
+    if len(subjects) >= LEAST_SUBJECTS:
         make_split([s.name for s in subjects], fractions, request.seed).save(out / SPLIT)
     shards = [read_shard(out / entry.file) for entry in entries]
     manifest = Manifest(
@@ -139,16 +167,40 @@ def simulate(request: SimulationRequest, out: Path) -> Manifest:
         origin=origin,
         shards=tuple(entries),
         lpet=lpet,
-        facts=dataset_facts(shards),
+        lpet_quantitative=quantitative,
+        facts=dataset_facts(shards, request.intensity),
         sinograms=to_dict(config.geometry) if request.sinograms else {},
     )
     manifest.save(out)
     return manifest
 
 
+def _hashes(subjects: tuple[SubjectSource, ...]) -> dict[str, str]:
+    """SHA-256 of each subject's file, empty for the embedded ones.
+
+    Raises:
+        DataError: two are the same file, which would put one person into two parts of the split.
+    """
+    hashes: dict[str, str] = {}
+    files: dict[str, SubjectSource] = {}
+    for subject in subjects:
+        if subject.path is None:
+            hashes[subject.name] = ""
+            continue
+        hashes[subject.name] = digest = sha256_file(subject.path)
+        first = files.setdefault(digest, subject)
+        if first is not subject:
+            raise DataError(
+                f"{first.path} and {subject.path} are the same file: as two subjects one person"
+                " would be trained on and tested on; leave one out"
+            )
+    return hashes
+
+
 def _is_finished(out: Path, origin: dict[str, Any]) -> bool:
     """Whether ``out`` already holds this dataset; clears nothing, refuses another one."""
-    if not (out / ORIGIN).is_file():
+    started = (out / MANIFEST).is_file() or any((out / SHARDS).glob("*.arrow"))
+    if not started or not (out / ORIGIN).is_file():
         return False
     if read_json(out / ORIGIN) != origin:
         raise ConfigError(
@@ -162,17 +214,27 @@ def _run(
     subjects: tuple[SubjectSource, ...],
     request: SimulationRequest,
     out: Path,
-) -> tuple[list[ShardEntry], dict[str, float]]:
-    """Simulate all subjects on the cluster; entries in the order of ``subjects``."""
+) -> tuple[list[ShardEntry], dict[str, float], dict[str, float]]:
+    """Simulate all subjects on the cluster.
+
+    Returns:
+        Entries in the order of ``subjects``, and the LPET row in the paper's convention and in the
+        quantitative one.
+    """
     import ray
 
     with connect() as cluster, task(f"Simulating {config.domain}", len(subjects)) as shown:
         cluster.require(Resources(cpus=1), "simulation", "free one CPU")
         remote = ray.remote(num_cpus=1)(_simulate_shard)
-        done: dict[str, tuple[ShardEntry, list[list[float]]]] = {}
+        done: dict[str, tuple[ShardEntry, LpetRows]] = {}
         tasks = [
             remote.options(name=f"simulate:{config.domain}:{subject.name}").remote(
-                config, subject, request.seed, out, sinograms=request.sinograms
+                config,
+                subject,
+                request.seed,
+                out,
+                sinograms=request.sinograms,
+                intensity=request.intensity,
             )
             for subject in subjects
         ]
@@ -180,9 +242,7 @@ def _run(
             done[result[0].subject] = result
             shown.update(len(done))
     ordered = [done[subject.name] for subject in subjects]
-    rows = np.array([row for _, subject_rows in ordered for row in subject_rows])
-    lpet = {name: float(value) for name, value in zip(METRICS, rows.mean(axis=0), strict=True)}
-    return [entry for entry, _ in ordered], lpet
+    return [entry for entry, _ in ordered], *mean_rows(rows for _, rows in ordered)
 
 
 def _simulate_shard(
@@ -192,7 +252,8 @@ def _simulate_shard(
     out: Path,
     *,
     sinograms: bool = False,
-) -> tuple[ShardEntry, list[list[float]]]:
+    intensity: Intensity = "lpet",
+) -> tuple[ShardEntry, LpetRows]:
     """Worker: write one subject's shard unless it is there; returns its LPET metrics too."""
     import torch
 
@@ -200,18 +261,15 @@ def _simulate_shard(
     path = out / SHARDS / f"{subject.name}.arrow"
     if not path.is_file():
         drawn = simulate_subject(config, subject, seed, sinograms=sinograms)
-        write_shard(path, [to_record(config.domain, each) for each in drawn])
+        write_shard(path, [to_record(config.domain, each, intensity) for each in drawn])
     shard = read_shard(path)
-    # The LPET row as the paper has it: own maxima, and the usual defaults of its SSIM.
-    x_p, x_s = shard.arrays["x_p"], shard.arrays["x_s"]
-    metrics = evaluate_slices(x_p, x_s, convention="paper", window="uniform")
     entry = describe_shard(out, path, subject.name, len(shard.infos))
-    return entry, [list(row) for row in metrics.rows()]
+    return entry, lpet_rows(shard)
 
 
-def to_record(domain: str, drawn: SimulatedSlice) -> SliceRecord:
+def to_record(domain: str, drawn: SimulatedSlice, intensity: Intensity = "lpet") -> SliceRecord:
     """Simulated slice in physical units to a row of the dataset, with its scales."""
-    scale, scale_m = pet_scale(drawn.x_p), mr_scale(drawn.x_m)
+    scale, scale_m, scale_s = triplet_scales(drawn.x_p, drawn.x_m, drawn.x_s, intensity)
     info = SliceInfo(
         domain=domain,
         setting=drawn.setting,
@@ -223,7 +281,7 @@ def to_record(domain: str, drawn: SimulatedSlice) -> SliceRecord:
         mr_scale=scale_m,
         num_counts=drawn.num_counts,
     )
-    images = (drawn.x_p / scale, drawn.x_m / scale_m, drawn.x_s / scale)
+    images = (drawn.x_p / scale, drawn.x_m / scale_m, drawn.x_s / scale_s)
     x_p, x_m, x_s = (image.astype(np.float32) for image in images)
     sinogram = None
     if drawn.sinogram is not None:

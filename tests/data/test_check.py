@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mfdiff_core.data.check import HIGHEST_INTENSITY, check_dataset
+from mfdiff_core.data.check import HIGHEST_INTENSITY, check_dataset, open_sound_dataset
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, describe_shard, load_manifest
 from mfdiff_core.data.slices import SliceRecord, write_shard
@@ -100,6 +100,22 @@ def test_missing_manifest_or_split_is_found(own_dataset: Path, name: str, code: 
     assert _codes(own_dataset) == {code}
 
 
+def test_set_too_small_to_be_split_is_sound_but_warned_of(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    folder = make_dataset(tmp_path / "few", subjects=("s0", "s1", "s2"))
+    manifest = load_manifest(folder)
+    replace(manifest, shards=manifest.shards[:1]).save(folder)
+    (folder / SPLIT).unlink()
+    for subject in ("s1", "s2"):
+        (folder / SHARDS / f"{subject}.arrow").unlink()
+    assert [(f.severity, f.code) for f in check_dataset(folder)] == [("warning", "split")]
+    assert run(["data", "check", str(folder)]) == 0
+    assert run(["data", "show", str(folder), "--picture", str(tmp_path / "sheet.png")]) == 0
+    with pytest.raises(DataError, match="at least 3 subjects"):
+        open_dataset(folder)
+
+
 def test_subject_in_two_parts_is_found(own_dataset: Path) -> None:
     split = json.loads((own_dataset / SPLIT).read_text())
     split["train"].append(split["test"][0])
@@ -110,6 +126,39 @@ def test_subject_in_two_parts_is_found(own_dataset: Path) -> None:
 def test_slices_of_another_subject_are_a_leak(own_dataset: Path, make_record: MakeRecord) -> None:
     _replace_shard(own_dataset, "s1", [make_record("s1"), make_record("s4", index=1)])
     assert _codes(own_dataset) == {"leak"}
+
+
+def test_target_that_two_subjects_share_is_a_leak(
+    own_dataset: Path, make_record: MakeRecord
+) -> None:
+    twin = make_record("s2")
+    renamed = replace(twin, info=replace(twin.info, subject="s1"))
+    _replace_shard(own_dataset, "s1", [renamed])
+    (finding,) = check_dataset(own_dataset)
+    assert (finding.code, finding.where) == ("leak", f"{SHARDS}/s2.arrow")
+    assert "shares targets with s1" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_s": np.zeros((32, 32), np.float32)}, r"s1\.arrow: x_s of s1/ld/0/0 is empty"),
+        ({"subject": "s2"}, "s2.arrow: shares targets with s1"),
+    ],
+)
+def test_set_that_only_a_look_at_its_values_gives_away_is_not_trained_on(
+    own_dataset: Path, make_record: MakeRecord, change: dict[str, Any], message: str
+) -> None:
+    record = make_record(change.pop("subject", "s1"))
+    record = replace(record, info=replace(record.info, subject="s1"), **change)
+    _replace_shard(own_dataset, "s1", [record])
+    open_dataset(own_dataset)
+    with pytest.raises(DataError, match=message):
+        open_sound_dataset(own_dataset)
+
+
+def test_sound_dataset_opens(dataset_folder: Path) -> None:
+    assert open_sound_dataset(dataset_folder).manifest == load_manifest(dataset_folder)
 
 
 def test_slice_written_twice_is_found(own_dataset: Path, make_record: MakeRecord) -> None:
@@ -137,8 +186,9 @@ def test_scale_that_is_not_positive_is_found(own_dataset: Path, make_record: Mak
     assert _codes(own_dataset) == {"scale"}
 
 
-def test_shard_that_no_manifest_knows_is_a_warning(own_dataset: Path) -> None:
-    (own_dataset / SHARDS / "stray.arrow").write_bytes(b"left behind")
+@pytest.mark.parametrize("name", ["stray.arrow", ".s1.arrow.4711.tmp"])
+def test_shard_that_no_manifest_knows_is_a_warning(own_dataset: Path, name: str) -> None:
+    (own_dataset / SHARDS / name).write_bytes(b"left behind")
     findings = check_dataset(own_dataset)
     assert [(finding.severity, finding.code) for finding in findings] == [("warning", "stray")]
     assert set(asdict(findings[0])) == {"severity", "code", "where", "message"}
@@ -158,4 +208,21 @@ def test_data_show_writes_a_contact_sheet_and_histograms(
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = json.loads(capsys.readouterr().out)
     assert {row["setting"] for row in shown["settings"]} == {"ld", "uld"}
+    assert all(row["level"] > 0 and 0 < row["paper_ssim"] < 1 for row in shown["settings"])
     assert Path(shown["histograms"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_data_show_takes_sets_whose_subjects_have_one_setting_each(
+    own_dataset: Path, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    """As sets ingested by dose or by group are."""
+    for subject, setting in (("s0", "ld"), ("s1", "uld"), ("s2", "ld"), ("s3", "uld")):
+        _replace_shard(own_dataset, subject, [make_record(subject, setting)])
+    assert run(["data", "show", str(own_dataset), "--picture", str(tmp_path / "sheet.png")]) == 0
+
+
+def test_data_show_prints_both_conventions(
+    own_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "show", str(own_dataset), "--picture", str(tmp_path / "sheet.png")]) == 0
+    assert "by own maxima (paper)" in capsys.readouterr().out

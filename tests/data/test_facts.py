@@ -9,8 +9,9 @@ import pytest
 
 from mfdiff_core.config import from_dict
 from mfdiff_core.data.dataset import Dataset
-from mfdiff_core.data.facts import dataset_facts, differences, slice_figures
+from mfdiff_core.data.facts import dataset_facts, differences, intensity_of, slice_figures
 from mfdiff_core.data.manifest import Manifest, load_manifest
+from mfdiff_core.errors import DataError
 
 Array = npt.NDArray[Any]
 
@@ -86,3 +87,10 @@ def test_dataset_has_facts_that_its_manifest_carries(dataset: Dataset, tmp_path:
     values = {**vars(dataset.manifest), "facts": found}
     from_dict(Manifest, values).save(tmp_path)
     assert load_manifest(tmp_path).facts == found
+
+
+def test_facts_say_what_slices_were_divided_by(dataset: Dataset) -> None:
+    assert intensity_of(dataset_facts(dataset.shards)) == intensity_of({}) == "lpet"
+    assert intensity_of(dataset_facts(dataset.shards, "own_maximum")) == "own_maximum"
+    with pytest.raises(DataError, match="intensity 'sum' is not one of lpet, own_maximum"):
+        intensity_of({"intensity": "sum"})

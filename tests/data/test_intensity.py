@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from mfdiff_core.data.intensity import mr_scale, own_maximum, pet_scale
+from mfdiff_core.data.intensity import mr_scale, own_maximum, pet_scale, triplet_scales
 
 Image = npt.NDArray[np.float32]
 
@@ -49,3 +49,17 @@ def test_scale_is_read_from_the_image_without_changing_it() -> None:
     original = image()
     pet_scale(original)
     assert np.array_equal(original, image())
+
+
+def test_one_scale_serves_lpet_and_spet_and_the_spet_has_no_say_in_it() -> None:
+    x_p, x_m, x_s = (image(seed) for seed in range(3))
+    scale, scale_m, scale_s = triplet_scales(x_p, x_m, x_s)
+    assert scale == scale_s == pet_scale(x_p)
+    assert scale_m == mr_scale(x_m)
+    assert triplet_scales(x_p, x_m, 7 * x_s) == (scale, scale_m, scale_s)
+
+
+def test_own_maximum_divides_each_image_by_its_own() -> None:
+    x_p, x_m, x_s = (image(seed) for seed in range(3))
+    found = triplet_scales(x_p, x_m, x_s, "own_maximum")
+    assert found == (x_p.max(), x_m.max(), x_s.max())

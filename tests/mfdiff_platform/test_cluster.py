@@ -95,6 +95,15 @@ def _work(seconds: float) -> float:
 
 
 @pytest.mark.ray
+def test_worker_that_dies_is_said_in_one_sentence(ray_cluster: Cluster) -> None:
+    import ray
+
+    task = ray.remote(max_retries=0)(lambda: os._exit(1)).remote()
+    with pytest.raises(ResourceError, match=r"Ray lost a task .*same command again") as caught:
+        list(as_completed([task]))
+    assert "\n" not in str(caught.value)
+
+
 def test_block_inside_another_shares_its_cluster(ray_cluster: Cluster) -> None:
     import ray
 
@@ -145,7 +154,7 @@ def test_ray_that_cannot_start_here_is_told_in_a_sentence(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
     )
-    assert "ResourceError: Ray does not start on this machine (" in found.stderr
+    assert "ResourceError: Ray did not start on this machine (" in found.stderr
 
 
 def test_what_fits_is_compared_part_by_part() -> None:

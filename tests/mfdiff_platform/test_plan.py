@@ -13,7 +13,7 @@ import yaml
 from mfdiff_core.bundle import Bundle, save_bundle
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.data.dataset import open_dataset
-from mfdiff_core.data.manifest import SHARDS, Manifest, describe_shard
+from mfdiff_core.data.manifest import SHARDS, Manifest, describe_shard, load_manifest
 from mfdiff_core.data.slices import SliceRecord, write_shard
 from mfdiff_core.errors import BundleError, ConfigError, DataError
 from mfdiff_core.files import read_json
@@ -100,7 +100,7 @@ def test_phantoms_of_another_size_are_refused_where_recipes_mix_them_in(
 ) -> None:
     folder, entries = workspace.dataset("phantom"), []
     for subject in ("s0", "s1", "s2", "s3", "s4"):
-        whole = make_record(subject)
+        whole = make_record(subject, domain="phantom")
         small: dict[str, Any] = {n: getattr(whole, n)[:16, :16].copy() for n in FIELDS}
         path = folder / SHARDS / f"{subject}.arrow"
         path.unlink()
@@ -131,6 +131,31 @@ def test_model_of_other_voxels_is_refused_with_both_sizes(
     plan = StudyPlan(domain="toy", pretrained=coarse.folder)
     with pytest.raises(ConfigError, match=r"voxels of 2 mm, .* pretrained on 4 mm"):
         plan_study(workspace, plan)
+
+
+def test_slices_divided_by_something_else_are_refused(
+    workspace: Workspace, pretrained: Bundle, tmp_path: Path
+) -> None:
+    other = replace(pretrained.provenance, data_facts={"intensity": "own_maximum"})
+    bundle = save_bundle(tmp_path / "own", pretrained.config, pretrained.weights(), other)
+    with pytest.raises(ConfigError, match="intensity lpet, the model was pretrained on own_max"):
+        plan_study(workspace, StudyPlan(domain="toy", pretrained=bundle.folder))
+
+
+def test_person_under_two_names_is_refused_before_anything_is_trained(
+    workspace: Workspace, make_record: Callable[..., SliceRecord]
+) -> None:
+    folder = workspace.dataset("toy")
+    manifest = load_manifest(folder)
+    twin = make_record("s2")
+    path = folder / SHARDS / "s1.arrow"
+    path.unlink()
+    write_shard(path, [replace(twin, info=replace(twin.info, subject="s1"))])
+    entries = list(manifest.shards)
+    entries[1] = describe_shard(folder, path, "s1", 1)
+    replace(manifest, shards=tuple(entries)).save(folder)
+    with pytest.raises(DataError, match="shares targets with s1"):
+        plan_study(workspace, StudyPlan(domain="toy"))
 
 
 @pytest.mark.parametrize("metric", ["spect/psnr", "ld/bias", "dice"])

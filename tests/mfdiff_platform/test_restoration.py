@@ -194,7 +194,7 @@ def test_exported_file_restores_as_the_bundle_that_it_carries(
 ) -> None:
     files = {f"bundle/{path.name}": path for path in bundle_files(tiny_bundle.folder)}
     write_archive(tmp_path / "toy.zip", "site model", {"domain": "toy"}, files)
-    images = []
+    images: list[bytes] = []
     for model in (tiny_bundle.folder, tmp_path / "toy.zip", tmp_path / "toy.zip"):
         out = tmp_path / f"{len(images)}.nii"
         files_in = ["--pet", scan[0], "--mr", scan[1], "--out", out, "--no-register"]

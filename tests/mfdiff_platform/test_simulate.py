@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,15 @@ from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import override, to_dict
 from mfdiff_core.data.check import check_dataset
 from mfdiff_core.data.dataset import open_dataset
-from mfdiff_core.data.manifest import MANIFEST, SHARDS, describe_shard, load_manifest
+from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, describe_shard, load_manifest
+from mfdiff_core.data.slices import read_shard
 from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import sha256_file
 from mfdiff_core.physics.simulate import list_subjects, recipe, simulate_subject
+from mfdiff_platform.cli import run
 from mfdiff_platform.cluster import Cluster
 from mfdiff_platform.simulate import (
+    ORIGIN,
     SimulationRequest,
     _simulate_shard,
     simulate,
@@ -82,6 +89,143 @@ def test_set_with_sinograms_has_the_same_images_and_says_so(
         simulate(replace(REQUEST, sinograms=True), simulated)
 
 
+OPEN_CHOICES = {
+    "scanner.counts_divisor": 127.0,
+    "scanner.normalisation": "none",
+    "scanner.background_fraction": 0.2,
+    "settings.0.standard.recon.num_subsets": 14,
+    "settings.0.low.recon.psf_mm": 4.0,
+    "slices.signed": False,
+}
+
+
+def test_every_open_choice_can_be_set_and_stands_in_the_manifest(
+    tmp_path: Path, ray_cluster: Cluster
+) -> None:
+    small = {"slices.indices": [74], "settings.0.standard.recon.num_iterations": 1}
+    changes = {**OPEN_CHOICES, **small}
+    request = replace(REQUEST, num_subjects=1, changes=changes)
+    config = simulate(request, tmp_path / "set").origin["config"]
+    assert config == to_dict(override(recipe("phantom", quick=True), changes))
+    assert config["scanner"]["counts_divisor"] == 127
+    assert config["scanner"]["normalisation"] == "none"
+    assert config["settings"][0]["standard"]["recon"]["num_subsets"] == 14
+    with pytest.raises(ConfigError, match="made with other settings"):
+        simulate(replace(request, changes=small), tmp_path / "set")
+
+
+def test_view_is_a_setting() -> None:
+    grid = SimulationRequest("phantom", view="crop192").config().grid
+    assert (grid.output_px, grid.output_mm) == (192, 2.08626)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scanner.divisor": 3}, "scanner.divisor: unknown key 'divisor'; valid keys are atten"),
+        ({"scanner.counts_divisor": 0.0}, "scanner: counts_divisor and sensitivity must be pos"),
+        ({"settings.1.name": "x"}, "settings.1: unknown key '1'; valid keys are 0"),
+        ({"domain": "ood1"}, "domain: is chosen by --domain"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SimulationRequest("phantom", changes=changes).config()
+
+
+def test_sinograms_with_background_are_refused() -> None:
+    request = SimulationRequest(
+        "phantom", sinograms=True, changes={"scanner.background_fraction": 0.2}
+    )
+    with pytest.raises(ConfigError, match="FB-SEM models no background"):
+        request.config()
+
+
+def test_own_maximum_gives_every_image_its_own_scale() -> None:
+    config = override(recipe("phantom", quick=True), {"slices.indices": [74]})
+    (drawn,) = simulate_subject(config, list_subjects(config)[0], seed=0)
+    record = to_record("phantom", drawn, "own_maximum")
+    assert record.x_p.max() == record.x_m.max() == record.x_s.max() == 1
+    assert record.x_p * record.info.scale == pytest.approx(drawn.x_p, rel=1e-5)
+
+
+def test_intensity_goes_into_the_facts_that_bundles_carry(
+    tmp_path: Path, ray_cluster: Cluster
+) -> None:
+    small = {"slices.indices": [74], "settings.0.standard.recon.num_iterations": 1}
+    request = replace(REQUEST, num_subjects=1, changes=small, intensity="own_maximum")
+    manifest = simulate(request, tmp_path / "set")
+    assert manifest.facts["intensity"] == manifest.origin["intensity"] == "own_maximum"
+    # each by its own maximum already, both conventions say the same but for the SSIM's window
+    assert manifest.lpet["psnr"] == pytest.approx(manifest.lpet_quantitative["psnr"])
+
+
+def test_a_file_under_two_names_is_refused(tmp_path: Path) -> None:
+    for name in ("subject_04.bin.gz", "subject_05.bin.gz"):
+        (tmp_path / name).write_bytes(b"the same person")
+    request = SimulationRequest("phantom", quick=True, brainweb=tmp_path)
+    with pytest.raises(DataError, match=r"subject_04.* and .*subject_05.* are the same file"):
+        simulate(request, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+WITH_WORKERS = """
+import sys
+from pathlib import Path
+import ray
+from mfdiff_platform.simulate import SimulationRequest, simulate
+request = SimulationRequest("phantom", quick=True, num_subjects=4, changes={"slices.indices": [74]})
+ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
+simulate(request, Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_one_worker_and_four_write_the_same_files(tmp_path: Path) -> None:
+    folders = {workers: tmp_path / str(workers) for workers in (1, 4)}
+    for workers, folder in folders.items():
+        command = [sys.executable, "-c", WITH_WORKERS, str(workers), str(folder)]
+        environment = os.environ | {"RAY_ADDRESS": "local"}
+        subprocess.run(command, check=True, env=environment, timeout=600)
+    one, four = (
+        {p.relative_to(folder): sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+        for folder in folders.values()
+    )
+    assert one == four
+    assert len(one) == 4 + len((MANIFEST, ORIGIN, SPLIT))
+
+
+def test_json_is_the_lpet_row_with_what_it_stands_for(
+    simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["simulate", "--domain", "phantom", "--quick", "--subjects", "3"]
+    assert run([*command, "--out", str(simulated), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    manifest = load_manifest(simulated)
+    assert shown == {
+        "lpet": manifest.lpet,
+        "slices": 24,
+        "subjects": 3,
+        "out": str(simulated),
+    }
+    assert set(shown["lpet"]) == {"psnr", "ssim", "nmse"}
+    assert run([*command, "--out", str(simulated)]) == 0
+    text = capsys.readouterr().out
+    for row in (manifest.lpet, manifest.lpet_quantitative):
+        assert f"{row['psnr']:.2f}" in text
+
+
+def test_lpet_row_is_that_of_its_definition(simulated: Path) -> None:
+    shards = [read_shard(path) for path in sorted((simulated / SHARDS).iterdir())]
+    x_p, x_s = (np.concatenate([s.arrays[n] for s in shards]) for n in ("x_p", "x_s"))
+    top = x_s.max((1, 2), keepdims=True)
+    own = (x_p / x_p.max((1, 2), keepdims=True) - x_s / top) ** 2
+    alike = ((x_p - x_s) / top) ** 2
+    manifest = load_manifest(simulated)
+    for row, error in ((manifest.lpet, own), (manifest.lpet_quantitative, alike)):
+        assert row["psnr"] == pytest.approx(np.mean(-10 * np.log10(error.mean((1, 2)))), rel=1e-5)
+
+
 def test_sinograms_of_in_vivo_domains_are_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError, match="whose images come without the measured sinograms"):
         SimulationRequest("ood1", sinograms=True)
@@ -115,6 +259,15 @@ def test_folder_of_other_settings_is_refused_and_kept(own: Path, changes: dict[s
     with pytest.raises(ConfigError, match="other settings"):
         simulate(replace(REQUEST, **changes), own)
     assert sha256_file(own / MANIFEST) == before
+
+
+def test_folder_without_a_shard_takes_other_settings(tmp_path: Path, ray_cluster: Cluster) -> None:
+    (tmp_path / "subject_04.bin.gz").write_bytes(b"no label volume")
+    with pytest.raises(DataError, match="subject_04"):
+        simulate(SimulationRequest("phantom", quick=True, brainweb=tmp_path), tmp_path / "out")
+    small = {"slices.indices": [74], "settings.0.standard.recon.num_iterations": 1}
+    request = replace(REQUEST, num_subjects=1, changes=small)
+    assert simulate(request, tmp_path / "out").subjects == ("mni-01",)
 
 
 def test_failed_simulation_leaves_no_manifest_and_speaks_for_itself(

@@ -10,6 +10,7 @@ from mfdiff_core.config import flatten, from_dict, override, to_dict
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.physics.activity import activity_table
 from mfdiff_core.physics.domains import DOMAINS
+from mfdiff_core.physics.kinetics import decay_correction
 from mfdiff_core.physics.phantom import Tissue
 from mfdiff_core.physics.recipe import GridConfig, SlicesConfig
 from mfdiff_core.physics.simulate import SimulationConfig, list_subjects, recipe
@@ -123,6 +124,34 @@ def test_protocols_differ_in_activity_and_contrast() -> None:
     assert ratio["bolus"] > ratio["hybrid"] > ratio["infusion"]
 
 
+@pytest.mark.parametrize(
+    ("domain", "setting", "grey", "white"),
+    [
+        ("ood1", "16s", 1.00, 1.00),
+        ("ood1", "2min", 1.00, 1.00),
+        ("ood2", "ld", 1.00, 1.00),
+        ("ood2", "uld", 1.00, 1.00),
+        ("ood3", "bolus", 1.06, 1.05),
+        ("ood3", "infusion", 1.16, 1.16),
+        ("ood3", "hybrid", 1.10, 1.09),
+    ],
+)
+def test_level_of_a_frame_against_the_half_hour_is_that_of_the_documentation(
+    domain: str, setting: str, grey: float, white: float
+) -> None:
+    same = {"activity.dose_std": 0.0, "activity.rates_std": 0.0}
+    config = override(recipe(domain), same)
+    (pair,) = (s for s in config.settings if s.name == setting)
+    low, standard = (
+        activity_table(config.activity, frame, (0, "x"))
+        * decay_correction(frame.start_s, frame.duration_s)
+        for frame in (pair.low.frame, pair.standard.frame)
+        if frame is not None
+    )
+    assert low[Tissue.GREY] / standard[Tissue.GREY] == pytest.approx(grey, abs=0.0051)
+    assert low[Tissue.WHITE] / standard[Tissue.WHITE] == pytest.approx(white, abs=0.0051)
+
+
 def test_subjects_differ_in_uptake() -> None:
     grey = [grey_and_white(recipe("ood3"), "bolus", f"s{i}")[0] for i in range(20)]
     assert 0.03 < np.std(grey) / np.mean(grey) < 0.3
@@ -177,6 +206,11 @@ def test_impossible_slices_are_refused() -> None:
         SlicesConfig(indices=(127,))
     with pytest.raises(ValueError, match="max_rotation_deg"):
         SlicesConfig(max_rotation_deg=45.0)
+
+
+def test_more_subsets_than_views_are_refused() -> None:
+    with pytest.raises(ConfigError, match="sd: 252 views make no 253 subsets"):
+        override(recipe("phantom"), {"settings.0.standard.recon.num_subsets": 253})
 
 
 def test_two_acquisitions_need_two_names() -> None:

@@ -100,6 +100,18 @@ def test_unusable_files_are_refused_with_the_file_named(tmp_path: Path) -> None:
         read_label_volume(saved(tmp_path, values[..., 0], np.eye(4)), LABEL_MAP)
 
 
+def test_values_that_the_map_does_not_name_are_refused_with_the_file_named(
+    tmp_path: Path,
+) -> None:
+    values = segmentation()
+    values[40, 45, 35] = 11
+    path = saved(tmp_path, values, np.diag([2.0, 2, 2, 1]))
+    with pytest.raises(DataError, match=r"labels\.nii\.gz: values 11 are not in the label map"):
+        read_label_volume(path, LABEL_MAP)
+    as_air = read_label_volume(path, (*LABEL_MAP, (11, "background")))
+    assert (as_air.labels == Tissue.WHITE).any()
+
+
 def test_unknown_tissues_are_refused() -> None:
     assert check_label_map({3: "white", 1: "csf"}) == ((1, "csf"), (3, "white"))
     with pytest.raises(ValueError, match="unknown tissues bone; known are background, csf"):

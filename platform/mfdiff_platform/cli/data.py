@@ -63,7 +63,9 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     Example:
       mfdiff-platform data show mfdiff-workspace/data/ood3
     """
-    from mfdiff_core.data.dataset import open_dataset
+    from mfdiff_core.data.dataset import open_contents
+    from mfdiff_core.data.manifest import SPLIT
+    from mfdiff_core.data.splits import PARTS, load_split
     from mfdiff_platform.dataset_summary import (
         summarise_dataset,
         write_contact_sheet,
@@ -71,39 +73,53 @@ def show(folder: Path, picture: Path | None, workspace: Path | None, as_json: bo
     )
     from mfdiff_platform.workspace import open_workspace
 
-    dataset = open_dataset(folder)
+    dataset = open_contents(folder)
+    split = load_split(folder / SPLIT) if (folder / SPLIT).is_file() else None
     domain = dataset.manifest.domain
     out = picture or open_workspace(workspace).picture(f"data-{domain}.png")
     histograms = out.with_name(f"{out.stem}-histograms.png")
     write_contact_sheet(dataset, out)
     write_histograms(dataset, histograms)
     summary = summarise_dataset(dataset)
-    head = ("setting", "slices", "subjects", "LPET PSNR", "SSIM", "NMSE", "noise %", "grey/white")
-    rows = [
-        (
-            row.setting,
-            str(row.slices),
-            str(row.subjects),
-            f"{row.psnr:.2f}",
-            f"{row.ssim:.3f}",
-            f"{row.nmse:.3f}",
-            f"{100 * row.noise:.1f}",
-            f"{row.grey_white:.2f}",
-        )
-        for row in summary
-    ]
+    contents = table(
+        ("setting", "slices", "subjects", "noise %", "grey/white", "LPET/SPET"),
+        [
+            (
+                row.setting,
+                str(row.slices),
+                str(row.subjects),
+                f"{100 * row.noise:.1f}",
+                f"{row.grey_white:.2f}",
+                f"{row.level:.2f}",
+            )
+            for row in summary
+        ],
+    )
+    metrics = table(
+        ("LPET against SPET", "PSNR", "SSIM", "NMSE", "by own maxima (paper)", "SSIM", "NMSE"),
+        [
+            (
+                row.setting,
+                f"{row.psnr:.2f}",
+                f"{row.ssim:.3f}",
+                f"{row.nmse:.3f}",
+                f"{row.paper_psnr:.2f}",
+                f"{row.paper_ssim:.3f}",
+                f"{row.paper_nmse:.3f}",
+            )
+            for row in summary
+        ],
+    )
     values = {
         "domain": domain,
         "fingerprint": dataset.manifest.fingerprint,
-        "split": {
-            "train": dataset.split.train,
-            "validation": dataset.split.validation,
-            "test": dataset.split.test,
-        },
+        "split": {part: split.subjects(part) for part in PARTS} if split else {},
         "settings": [row._asdict() for row in summary],
         "picture": str(out),
         "histograms": str(histograms),
     }
-    parts = (f"{part} {len(names)}" for part, names in values["split"].items())  # type: ignore[attr-defined]
-    text = f"{domain}: {dataset.manifest.rows} slices; subjects: {', '.join(parts)}"
-    print_result(values, f"{text}\n\n{table(head, rows)}\n\n{out}\n{histograms}", as_json)
+    parts = [f"{part} {len(split.subjects(part))}" for part in PARTS] if split else ["no split"]
+    people = f"{len(dataset.manifest.subjects)} subjects ({', '.join(parts)})"
+    text = f"{domain}: {dataset.manifest.rows} slices of {people}"
+    pictures = f"{out}\n{histograms}"
+    print_result(values, "\n\n".join((text, contents, metrics, pictures)), as_json)
