@@ -67,17 +67,18 @@ def training_work(config: MFdiffConfig, batch: int, precision: Precision) -> Wor
         network = MFdiff(config).to(DTYPES[precision])
         x = torch.empty(batch, 1, config.image_size, config.image_size, dtype=DTYPES[precision])
         t = torch.empty(batch, dtype=torch.int64)
-    with Counter() as counter:
+    counter = Counter()
+    with counter:
         network(x, t, x, network.fuse(x, x)).sum().backward()
     counter.work.parameters = sum(p.numel() for p in network.parameters())
     return counter.work
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every convolution and matrix product below it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,17 +96,17 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _convolution(args: Any, out: Tensor) -> float:
     wide = args[0] if args[6] else out  # of a transposed one the input
-    return 2.0 * wide.numel() * args[1][0].numel()
+    return float(2.0 * wide.numel() * args[1][0].numel())
 
 
 def _convolution_backward(args: Any, out: Any) -> float:
     wide = args[1] if args[7] else args[0]
     gradients = sum(args[10][:2])  # of input and weight, each as much as the way forward
-    return gradients * 2.0 * wide.numel() * args[2][0].numel()
+    return float(gradients * 2.0 * wide.numel() * args[2][0].numel())
 
 
 def _product(args: Any, out: Tensor) -> float:
-    return 2.0 * out.numel() * args[-2].shape[-1]
+    return float(2.0 * out.numel() * args[-2].shape[-1])
 
 
 FLOP: dict[Any, Callable[[Any, Any], float]] = {

@@ -112,7 +112,7 @@ def unets(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
         return our_loop(model, small), num_parameters(model)
 
     return {"ours": ours} | {
-        name: lambda make=make: plain(make(widths, SHAPE.norm_groups), small)  # type: ignore[misc]
+        name: lambda make=make: plain(make(widths, SHAPE.norm_groups), small)
         for name, make in peers().items()
     }
 
@@ -122,7 +122,7 @@ def systems(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
     with torch.device("meta"):
         count = num_parameters(MFdiff(config.network))
     return {"ours": lambda: ours(config, setting)} | {
-        name: lambda make=make: plain(as_large_as(make, count), setting)  # type: ignore[misc]
+        name: lambda make=make: plain(as_large_as(make, count), setting)
         for name, make in peers().items()
     }
 
