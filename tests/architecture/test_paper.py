@@ -15,7 +15,7 @@ def test_every_test_that_the_paper_page_names_exists() -> None:
     trees = [ast.parse(path.read_text()) for path in ROOT.glob("tests/**/test_*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     there = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    assert len(named) > 60
+    assert len(named) > 50
     assert not named - there
 
 
