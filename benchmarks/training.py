@@ -1,36 +1,43 @@
 """Training speed: our loop beside the diffusion U-Nets of MONAI and diffusers, in one process.
 
     python -m benchmarks.training [--preset small] [--json benchmarks/results/training.json]
-    python -m benchmarks.training --device cuda --preset paper --batch 4 --variants
+    python -m benchmarks.training --only unets --steps 1
+
+`benchmarks.gpu` does the same on CUDA, within a given time.
 
 Peers take (x_t, x_P, x_M) as channels and train in the plain loop of their tutorials: AdamW,
 gradient clipping, MSE of the noise, and on CUDA bf16 autocast. First table: our loop with our U-Net
 alone, and peers of the same shape and number of parameters. Second: the whole of MFdiff at a
-preset, and peers at full resolution with as many parameters as their widths allow. Third:
-fine-tuning with the fusion frozen, its features computed anew each step or kept.
+preset, and peers at full resolution of (nearly) as many parameters. Third: fine-tuning with the
+fusion frozen, its features computed anew each step or kept. Fourth: precisions and layouts, beside
+the floor of `benchmarks.roofline`.
 
 Variants are timed in turn, round after round; a figure is the median over rounds, on the CPU of
-process time, so that other load counts little. The project needs neither peer:
-`pip install monai einops diffusers`.
+process time, so that other load counts little. The project needs neither peer, and a table leaves
+out one that is not installed: `pip install monai einops diffusers`.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import write_result
+from benchmarks.roofline import Ceilings, Work, measure, training_work
 from mfdiff_core.data.batches import Batch
 from mfdiff_core.model import Layout, MFdiffModel, ModelConfig, build_model, preset
+from mfdiff_core.networks.mfdiff import MFdiff
 from mfdiff_core.networks.unet import UNet
 from mfdiff_core.networks.unet_blocks import UNetConfig
 from mfdiff_core.training.freezing import apply_plan
@@ -41,11 +48,13 @@ from mfdiff_core.training.strategies import start_training
 
 Block = Callable[[], None]
 """Runs a fixed number of training steps."""
+Contender = Callable[[], tuple[Block, int]]
+"""Builds such a block; beside it the number of parameters that are trained."""
 
 ROUNDS = 7
 SHAPE = UNetConfig(channels=32, multipliers=(1, 2, 4, 8), attention_resolutions=(8,))
 SHAPE_PX = 64
-PEAK_BF16_FLOPS = 790e12  # H200, dense, measured
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -57,92 +66,116 @@ class Setting:
     size: int
     steps: int
     precision: Precision
+    rounds: int = ROUNDS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3, help="steps per round")
-    parser.add_argument("--variants", action="store_true", help="precision, layout, compilation")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = torch.device(options.device)
-    precision: Precision = "bf16" if device.type == "cuda" else "fp32"
-    config = preset(options.preset)
+    config, cpu = preset(options.preset), torch.device("cpu")
     size = config.network.image_size
-    setting = Setting(device, options.batch, size, options.steps, precision)
-    result = {
+    setting = Setting(cpu, options.batch, size, options.steps, "fp32", options.rounds)
+    result: dict[str, object] = {
         "preset": options.preset,
         "batch": options.batch,
         "size": size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": "cpu",
         "threads": torch.get_num_threads(),
-        "unets": compare(unets(setting), setting),
-        "systems": compare(systems(config, setting), setting),
-        "fine-tuning": compare(fine_tuning(config, setting), setting),
+        "rounds": options.rounds,
     }
-    if options.variants:
-        result["variants"] = compare(variants(config, setting), setting)
-        result["forward_tflop"] = forward_flop(config, setting) / 1e12
-        result["bf16_utilisation"] = utilisation(result)
-    show(result)
+    for name in options.only:
+        result[name] = compare(TABLES[name](config, setting), setting)
+        print("\n".join(lines(name, result[name])), flush=True)  # type: ignore[arg-type]
+        if options.json:
+            write_result(options.json, result)
+    if "variants" in options.only:
+        result["floor"] = floors(config, setting)
+        result["utilisation"] = utilisations(result["variants"], config, setting)  # type: ignore[arg-type]
+        print(result["floor"], result["utilisation"])
     if options.json:
         write_result(options.json, result)
 
 
-def unets(setting: Setting) -> dict[str, tuple[Block, int]]:
+def unets(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
     """Our loop with a U-Net, and plain loops with peers of that shape."""
-    small = Setting(setting.device, setting.batch, SHAPE_PX, setting.steps, setting.precision)
-    ours = UNetAlone()
-    found = {"ours": (our_loop(ours, small), num_parameters(ours))}
-    for name, make in PEERS.items():
-        peer = make(SHAPE.channels, len(SHAPE.multipliers), SHAPE.norm_groups)
-        found[name] = (plain_loop(peer, small), num_parameters(peer))
-    return found
+    small = replace(setting, size=SHAPE_PX)
+    widths = [SHAPE.channels * multiplier for multiplier in SHAPE.multipliers]
+
+    def ours() -> tuple[Block, int]:
+        model = UNetAlone()
+        return our_loop(model, small), num_parameters(model)
+
+    return {"ours": ours} | {
+        name: lambda make=make: plain(make(widths, SHAPE.norm_groups), small)
+        for name, make in peers().items()
+    }
 
 
-def systems(config: ModelConfig, setting: Setting) -> dict[str, tuple[Block, int]]:
+def systems(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
     """Our loop with our model, and plain loops with peers of about as many parameters."""
-    model = build_model(config, seed=0)
-    count = num_parameters(model)
-    found: dict[str, tuple[Block, int]] = {"ours": (our_loop(model, setting), count)}
-    for name, make in PEERS.items():
-        peer = as_large_as(make, count, setting.size)
-        found[name] = (plain_loop(peer, setting), num_parameters(peer))
-    return found
+    with torch.device("meta"):
+        count = num_parameters(MFdiff(config.network))
+    return {"ours": lambda: ours(config, setting)} | {
+        name: lambda make=make: plain(as_large_as(make, count), setting)
+        for name, make in peers().items()
+    }
 
 
-def fine_tuning(config: ModelConfig, setting: Setting) -> dict[str, tuple[Block, int]]:
+def fine_tuning(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
     """Nothing frozen, the fusion frozen, and its features kept as well."""
-    found = {}
-    for name, freeze, keep in (
-        ("nothing frozen", "none", False),
-        ("fusion frozen", "fusion", False),
-        ("fusion frozen, F kept", "fusion", True),
-    ):
+
+    def tuned(freeze: str, keep: bool) -> tuple[Block, int]:
         model = build_model(config, seed=0)
         apply_plan(model.network, freeze, model.network.parameter_groups(), [])
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        found[name] = (our_loop(model, setting, keep_features=keep), trainable)
-    return found
+        return our_loop(model, setting, keep_features=keep), trainable
+
+    return {
+        "nothing frozen": lambda: tuned("none", False),
+        "fusion frozen": lambda: tuned("fusion", False),
+        "fusion frozen, F kept": lambda: tuned("fusion", True),
+    }
 
 
-def variants(config: ModelConfig, setting: Setting) -> dict[str, tuple[Block, int]]:
-    """Our loop in other precisions and layouts, and compiled."""
-    layouts: tuple[Layout, ...] = ("channels_last", "contiguous", "mixed")
+def variants(config: ModelConfig, setting: Setting) -> dict[str, Contender]:
+    """Our loop in other precisions and layouts, and on CUDA compiled; the most telling first."""
     chosen: list[tuple[Precision, Layout, Compile]] = [("fp32", "channels_last", "off")]
-    chosen += [("bf16", layout, "off") for layout in layouts]
+    chosen += [("bf16", "channels_last", "off")]
     if setting.device.type == "cuda":
-        chosen += [("bf16", layout, "default") for layout in layouts]
+        chosen += [("bf16", "channels_last", "default"), ("bf16", "contiguous", "default")]
         chosen += [("bf16", "channels_last", "reduce-overhead")]
-    found = {}
-    for precision, layout, mode in chosen:
-        model = build_model(config, seed=0)
-        block = our_loop(model, setting, precision, layout, mode)
-        found[f"{precision} {layout} compile={mode}"] = (block, num_parameters(model))
-    return found
+    chosen += [("bf16", "contiguous", "off"), ("bf16", "mixed", "off")]
+    return {
+        f"{precision} {layout} compile={mode}": lambda way=(precision, layout, mode): ours(  # type: ignore[misc]
+            config, setting, *way
+        )
+        for precision, layout, mode in chosen
+    }
+
+
+TABLES: dict[str, Callable[[ModelConfig, Setting], dict[str, Contender]]] = {
+    "unets": unets,
+    "systems": systems,
+    "fine-tuning": fine_tuning,
+    "variants": variants,
+}
+
+
+def ours(config: ModelConfig, setting: Setting, *way: Any) -> tuple[Block, int]:
+    """Our loop with our model, in a precision, layout and compile mode."""
+    model = build_model(config, seed=0)
+    return our_loop(model, setting, *way), num_parameters(model)
+
+
+def plain(network: nn.Module, setting: Setting) -> tuple[Block, int]:
+    """A plain loop with a peer."""
+    return plain_loop(network, setting), num_parameters(network)
 
 
 def our_loop(
@@ -199,7 +232,7 @@ def plain_loop(network: nn.Module, setting: Setting) -> Block:
     return block
 
 
-def monai_unet(channels: int, levels: int, groups: int) -> nn.Module:
+def monai_unet(widths: list[int], groups: int) -> nn.Module:
     from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
     return Called(
@@ -207,31 +240,27 @@ def monai_unet(channels: int, levels: int, groups: int) -> nn.Module:
             spatial_dims=2,
             in_channels=3,
             out_channels=1,
-            channels=[channels * 2**level for level in range(levels)],
-            attention_levels=[level == levels - 1 for level in range(levels)],
+            channels=widths,
+            attention_levels=[width == widths[-1] for width in widths],
             num_res_blocks=2,
-            num_head_channels=channels * 2 ** (levels - 1),
+            num_head_channels=widths[-1],
             norm_num_groups=groups,
         ),
         lambda network, x, t: network(x, timesteps=t),
     )
 
 
-def diffusers_unet(channels: int, levels: int, groups: int) -> nn.Module:
+def diffusers_unet(widths: list[int], groups: int) -> nn.Module:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    last = levels - 1
+    others = len(widths) - 1
     return Called(
         UNet2DModel(
             in_channels=3,
             out_channels=1,
-            block_out_channels=[channels * 2**level for level in range(levels)],
-            down_block_types=[
-                "AttnDownBlock2D" if level == last else "DownBlock2D" for level in range(levels)
-            ],
-            up_block_types=[
-                "AttnUpBlock2D" if level == 0 else "UpBlock2D" for level in range(levels)
-            ],
+            block_out_channels=widths,
+            down_block_types=[*["DownBlock2D"] * others, "AttnDownBlock2D"],
+            up_block_types=["AttnUpBlock2D", *["UpBlock2D"] * others],
             layers_per_block=2,
             attention_head_dim=None,
             norm_num_groups=groups,
@@ -269,10 +298,13 @@ class UNetOfImages(nn.Module):
         self.unet.to(memory_format=unet)  # type: ignore[call-overload]
 
 
-PEERS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "monai": monai_unet,
-    "diffusers": diffusers_unet,
-}
+MakePeer = Callable[[list[int], int], nn.Module]
+PEERS: dict[str, MakePeer] = {"monai": monai_unet, "diffusers": diffusers_unet}
+
+
+def peers() -> dict[str, MakePeer]:
+    """Those that are installed."""
+    return {name: make for name, make in PEERS.items() if find_spec(name)}
 
 
 class Called(nn.Module):
@@ -286,34 +318,43 @@ class Called(nn.Module):
         return self.call(self.network, x, t)
 
 
-def as_large_as(make: Callable[[int, int, int], nn.Module], count: int, size: int) -> nn.Module:
-    """The peer whose number of parameters is nearest to ``count``, attention on a 1/8 grid."""
-    groups, levels = 4, 4
+def as_large_as(make: MakePeer, count: int) -> nn.Module:
+    """A peer of (nearly) ``count`` parameters on four levels, attention on the coarsest.
 
-    def parameters(width: int) -> int:
+    Widths double from level to level as far as that fits; the last one makes up the rest.
+    """
+    groups = 8 if count > 5_000_000 else 2
+
+    def parameters(widths: list[int]) -> int:
         with torch.device("meta"):
-            return num_parameters(make(width, levels, groups))
+            return num_parameters(make(widths, groups))
 
-    widths = range(groups, 513, groups)
-    return make(min(widths, key=lambda w: abs(parameters(w) - count)), levels, groups)
+    def doubling(width: int) -> list[int]:
+        return [width * 2**level for level in range(4)]
+
+    narrow = range(groups, 1025, groups)
+    place = bisect_left(narrow, count, key=lambda width: parameters(doubling(width)))
+    *wide, least = doubling(narrow[max(0, place - 1)])
+    lasts = range(least, 3 * least, groups)
+    place = bisect_left(lasts, count, key=lambda last: parameters([*wide, last]))
+    around = lasts[max(0, place - 1) : place + 1]
+    return make([*wide, min(around, key=lambda w: abs(parameters([*wide, w]) - count))], groups)
 
 
-def compare(blocks: dict[str, tuple[Block, int]], setting: Setting) -> dict[str, dict[str, float]]:
+def compare(contenders: dict[str, Contender], setting: Setting) -> dict[str, dict[str, float]]:
     """Median milliseconds per step of each, and its ratio to the first, round by round."""
-    clock = time.perf_counter if setting.device.type == "cuda" else time.process_time
-    times: dict[str, list[float]] = {name: [] for name in blocks}
-    for round_ in range(-2 if setting.device.type == "cuda" else -1, ROUNDS):
-        for name, (block, _) in blocks.items():
-            started = clock()
+    built = {name: make() for name, make in contenders.items()}
+    times: dict[str, list[float]] = {name: [] for name in built}
+    for round_ in range(-1, setting.rounds):
+        for name, (block, _) in built.items():
+            started = time.process_time()
             block()
-            if setting.device.type == "cuda":
-                torch.cuda.synchronize()
             if round_ >= 0:
-                times[name].append((clock() - started) / setting.steps)
+                times[name].append((time.process_time() - started) / setting.steps)
     first = times[next(iter(times))]
     return {
         name: {
-            "parameters": blocks[name][1],
+            "parameters": built[name][1],
             "ms_per_step": 1e3 * median(values),
             "over_first": median(v / f for v, f in zip(values, first, strict=True)),
         }
@@ -321,25 +362,35 @@ def compare(blocks: dict[str, tuple[Block, int]], setting: Setting) -> dict[str,
     }
 
 
-def forward_flop(config: ModelConfig, setting: Setting) -> float:
-    """Floating-point operations of one forward pass (grouped backward passes are miscounted)."""
-    model = build_model(config, seed=0)
-    images = torch.rand(4, setting.batch, 1, setting.size, setting.size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*images[:3], torch.zeros(setting.batch, dtype=torch.int64), images[3])
-    return float(counter.get_total_flops())
+def floors(config: ModelConfig, setting: Setting) -> dict[str, dict[str, float]]:
+    """Arithmetic of a step, what the device reaches, and the time no step can stay below."""
+    return {precision: describe(*at_most(config, setting, precision)) for precision in PRECISIONS}
 
 
-def utilisation(result: dict[str, object]) -> dict[str, float]:
-    """Share of an H200's bf16 peak that each bf16 variant reaches, at three forward passes."""
-    flop, rows = result["forward_tflop"], result["variants"]
-    assert isinstance(flop, float)
-    assert isinstance(rows, dict)
+def describe(work: Work, ceilings: Ceilings) -> dict[str, float]:
     return {
-        name: 3e12 * flop / (row["ms_per_step"] / 1e3) / PEAK_BF16_FLOPS
-        for name, row in rows.items()
-        if name.startswith("bf16")
+        "tflop_per_step": work.flop / 1e12,
+        "device_tflop_per_s": ceilings.flop_per_s / 1e12,
+        "device_gb_per_s": ceilings.bytes_per_s / 1e9,
+        "floor_ms": 1e3 * work.floor_s(ceilings),
     }
+
+
+def at_most(config: ModelConfig, setting: Setting, precision: Precision) -> tuple[Work, Ceilings]:
+    work = training_work(config.network, setting.batch, precision)
+    return work, measure(setting.device, precision)
+
+
+def utilisations(
+    rows: dict[str, dict[str, float]], config: ModelConfig, setting: Setting
+) -> dict[str, float]:
+    """Share of the device's measured arithmetic that each variant turns into training."""
+    known = {p: at_most(config, setting, p) for p in PRECISIONS}
+    found = {}
+    for name, row in rows.items():
+        work, ceilings = known["bf16" if name.startswith("bf16") else "fp32"]
+        found[name] = work.utilisation(row["ms_per_step"] / 1e3, ceilings)
+    return found
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -350,21 +401,13 @@ def void(_: object) -> None:
     return None
 
 
-def lines(result: dict[str, object]) -> Iterator[str]:
-    for table in ("unets", "systems", "fine-tuning", "variants"):
-        rows = result.get(table)
-        if not isinstance(rows, dict):
-            continue
-        yield f"{table:42} {'parameters':>12} {'ms/step':>10} {'over first':>10}"
-        for name, row in rows.items():
-            yield (
-                f"  {name:40} {row['parameters']:12,} {row['ms_per_step']:10.1f}"
-                f" {row['over_first']:10.2f}"
-            )
-
-
-def show(result: dict[str, object]) -> None:
-    print("\n".join(lines(result)))
+def lines(name: str, rows: dict[str, dict[str, float]]) -> Iterator[str]:
+    yield f"{name:42} {'parameters':>12} {'ms/step':>10} {'over first':>10}"
+    for label, row in rows.items():
+        yield (
+            f"  {label:40} {row['parameters']:12,} {row['ms_per_step']:10.1f}"
+            f" {row['over_first']:10.3f}"
+        )
 
 
 if __name__ == "__main__":

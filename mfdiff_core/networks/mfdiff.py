@@ -69,7 +69,14 @@ class MFdiff(nn.Module):
         self.unet = UNet(config.unet, 2 * pixels + config.fusion.channels, pixels, config.grid_size)
 
     def fuse(self, x_p: Tensor, x_m: Tensor) -> Tensor:
-        """F [B, C, H/p, W/p] of LPET x_p and MR x_m [B, 1, H, W]; needed once per image."""
+        """F [B, C, H/p, W/p] of LPET x_p and MR x_m [B, 1, H, W]; needed once per image.
+
+        Raises:
+            ValueError: the images are not of one shape, or do not fit the patches.
+        """
+        if x_p.shape != x_m.shape:
+            shapes = f"{tuple(x_p.shape)} and {tuple(x_m.shape)}"
+            raise ValueError(f"LPET and MR must be of one shape, got {shapes}")
         split = self.patches.split
         f: Tensor = self.fusion(split(x_p, whiten=True), split(x_m, whiten=True))
         return f.contiguous(memory_format=self.unet.memory_format)

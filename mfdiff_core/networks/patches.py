@@ -39,9 +39,18 @@ class PatchTransform(nn.Module):
             x: images.
             whiten: scale each coefficient to about unit variance, for images of a brain; noise
                 has that as it is.
+
+        Raises:
+            ValueError: H or W is no multiple of p; the rest would be cut off.
         """
         if self.patch_size == 1:
             return x
+        height, width = x.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"patches of {self.patch_size} pixels need sizes divisible by {self.patch_size},"
+                f" got {height}x{width}"
+            )
         kernel = (self.whitening if whiten else self.basis).to(x.dtype)
         patches = F.conv2d(x.flatten(0, 1).unsqueeze(1), kernel, stride=self.patch_size)
         return patches.reshape(len(x), -1, *patches.shape[2:])

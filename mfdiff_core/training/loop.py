@@ -134,7 +134,7 @@ def train(
     """
     step = _stepper(state, config, _module(state, config, wrap), share, anchors or {})
     window: list[Updated] = []
-    health = _Health(config.max_skipped, state.step)
+    health = _Health(config.max_skipped, state.step or None)
     while state.step < config.iterations:
         if _unfreeze(state, config):
             step.module = _module(state, config, wrap)
@@ -207,11 +207,11 @@ class _Health:
 
     Attributes:
         max_skipped: as many are borne.
-        saved: step of the last checkpoint.
+        saved: step of the last checkpoint; None before the first.
     """
 
     max_skipped: int
-    saved: int
+    saved: int | None
     skipped: int = 0
 
     def check(self, step: int, window: list[Updated], share: Share) -> tuple[float, float]:
@@ -226,9 +226,10 @@ class _Health:
         bad = (~good).nonzero().flatten().tolist()
         self.skipped += len(bad)
         if self.skipped > self.max_skipped:
+            kept = "does not exist yet" if self.saved is None else f"is of step {self.saved}"
             raise TrainingError(
                 f"step {step - len(window) + bad[-1] + 1}: loss {float(losses[bad[-1]]):g},"
                 f" gradient norm {float(norms[bad[-1]]):g}; {self.skipped} step(s) were not"
-                f" finite; the last checkpoint is of step {self.saved}; lower the learning rate"
+                f" finite; the last good checkpoint {kept}; lower the learning rate"
             )
         return float(losses[good].mean()), float(norms[-1])

@@ -196,6 +196,12 @@ def test_patch_size_must_divide_the_image() -> None:
         MFdiffConfig(patch_size=5)
 
 
+def test_images_of_two_shapes_are_refused_rather_than_broadcast() -> None:
+    net = MFdiff(NETWORK_PRESETS["tiny"])
+    with pytest.raises(ValueError, match=r"got \(2, 1, 32, 32\) and \(1, 1, 32, 32\)"):
+        net.fuse(torch.zeros(2, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+
+
 def test_size_factor_is_what_forward_needs() -> None:
     net = tiny(2)
     assert net.config.size_factor == 4

@@ -73,3 +73,8 @@ def test_one_patch_depends_on_no_other() -> None:
     (gradient,) = torch.autograd.grad(PatchTransform(4).split(x)[0, :, 1, 2].sum(), x)
     outside = F.pad(torch.zeros(4, 4), (8, 4, 4, 8), value=1.0)
     assert (gradient[0, 0] * outside == 0).all()
+
+
+def test_image_that_is_no_multiple_of_the_patch_is_refused_rather_than_cut() -> None:
+    with pytest.raises(ValueError, match="divisible by 4, got 16x18"):
+        PatchTransform(4).split(torch.zeros(1, 1, 16, 18))

@@ -18,7 +18,7 @@ from mfdiff_core.training.loop import Progress, Snapshot, TrainConfig, Validated
 from mfdiff_core.training.optim import OptimConfig, lr_factor
 from mfdiff_core.training.state import FACTS, TENSORS, TrainState
 from mfdiff_core.training.step import WHOLE, Share
-from mfdiff_core.training.strategies import Recipe, start, start_training
+from mfdiff_core.training.strategies import Recipe, start, start_training, starting_weights
 
 MakeModel = Callable[[], MFdiffModel]
 Batches = Callable[[int], Batch]
@@ -271,6 +271,30 @@ def test_frozen_weights_are_not_pulled(make_model: MakeModel, batches: BatchStre
     assert not [p for p in model.network.fusion.parameters() if p.grad is not None]
 
 
+def test_adapters_are_pulled_back_to_no_effect(make_model: MakeModel, batches: BatchStream) -> None:
+    """L2-SP on LoRA: A towards what it was drawn as, B towards zero, the frozen weights not."""
+    gradients = []
+    for strength in (0.0, 3.0):
+        optim = OptimConfig(lr=1e-9, max_grad_norm=1e9, l2sp=strength, weight_decay=0)
+        state = start(make_model(), Recipe(freeze="lora-2"), make_model().state_dict())
+        anchors = starting_weights(state)
+        for name, parameter in state.model.named_parameters():
+            if name.endswith(".lora_b"):
+                torch.nn.init.constant_(parameter, 0.01)
+        run(state, batches, TrainConfig(iterations=1, optim=optim), anchors=anchors)
+        gradients.append({n: p.grad for n, p in state.model.named_parameters()})
+    plain, pulled = gradients
+    for name, gradient in plain.items():
+        other = pulled[name]
+        if gradient is None:
+            assert other is None
+            assert not name.endswith((".lora_a", ".lora_b"))
+            continue
+        assert other is not None
+        pull = 3.0 * 0.01 if name.endswith(".lora_b") else 0.0
+        torch.testing.assert_close(other, gradient + pull, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("unfreeze_after", "changed"), [(None, False), (2, True), (0, True)])
 def test_freeze_plan_holds_until_it_is_lifted(
     make_model: MakeModel, batches: BatchStream, unfreeze_after: int | None, changed: bool
@@ -321,6 +345,30 @@ def test_too_many_skipped_steps_stop_the_run_and_name_the_last(
         TrainingError, match=r"^step 3: loss nan, gradient norm nan; 2 step\(s\) were not finite"
     ):
         run(state, damaged(batches, 1, 2), config)
+
+
+@pytest.mark.parametrize(
+    ("snapshot_every", "kept"),
+    [(0, "does not exist yet"), (2, "is of step 4"), (5, "is of step 5")],
+)
+def test_the_last_good_checkpoint_is_named(
+    state: TrainState, batches: BatchStream, snapshot_every: int, kept: str
+) -> None:
+    config = TrainConfig(iterations=8, log_every=1, max_skipped=0, snapshot_every=snapshot_every)
+    with pytest.raises(TrainingError, match=f"^step 6: loss nan.*the last good checkpoint {kept};"):
+        run(state, damaged(batches, 5), config)
+
+
+def test_a_resumed_run_names_the_checkpoint_it_came_from(
+    make_model: MakeModel, batches: BatchStream, tmp_path: Path
+) -> None:
+    state, resumed = (start_training(make_model(), OptimConfig()) for _ in range(2))
+    run(state, batches, TrainConfig(iterations=2))
+    state.save(tmp_path)
+    resumed.load(tmp_path)
+    config = TrainConfig(iterations=4, log_every=1, max_skipped=0)
+    with pytest.raises(TrainingError, match="the last good checkpoint is of step 2;"):
+        run(resumed, damaged(batches, 3), config)
 
 
 def test_overflow_in_the_backward_pass_counts_as_skipped(
