@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mfdiff_core.errors import DataError
 from mfdiff_core.training.state import TrainState
 from mfdiff_platform.errors import ResourceError
@@ -96,8 +98,11 @@ def naming_full_disk(target: Path, need: int) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as fault:
-        if fault.errno not in _FULL:
+    except (OSError, SafetensorError) as fault:
+        full = getattr(fault, "errno", None) in _FULL or any(
+            f"os error {n}" in str(fault) for n in _FULL
+        )
+        if not full:
             raise
         raise ResourceError(no_space(target, need)) from None
 

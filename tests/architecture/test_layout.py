@@ -26,7 +26,7 @@ FLAGS = {
     "quickstart": HOW,
     "simulate": [
         *["--domain", "--subjects", "--brainweb", "--labels", "--label-map"],
-        *["--sinograms", "--quick", "--out"],
+        *["--sinograms", "--view", "--intensity", "--quick", "--out", "--set"],
         *HOW,
     ],
     "data check": ["folder", "--json"],
@@ -42,7 +42,8 @@ FLAGS = {
         *["--space", "--setting"],
         *["--recipe", "--warm-start", "--metric", "--mode", "--sampler", "--scheduler"],
         *["--with-single-stage", "--gpus-per-trial", "--concurrent", "--trial-timeout"],
-        *["--max-failures", "--seeds", "--finalists", "--precision", "--seed", *WHERE],
+        *["--max-failures", "--seeds", "--finalists", "--validation-slices", "--precision"],
+        *HOW,
     ],
     "compare": [
         *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],
