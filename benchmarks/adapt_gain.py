@@ -38,6 +38,8 @@ from mfdiff_platform.study import PAPER_RECIPE, Study
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import open_workspace
 
+GOAL_DB = 0.5
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,6 +119,7 @@ def figures(adapted: Adapted) -> dict[str, Any]:
         "failed": len(adapted.failed),
         "iterations": saved.done,
         "share_of_full_trials": saved.done / (trials * space.iterations),
+        "share_until_goal": share_until(study, GOAL_DB),
         "subjects": outcome.rows[-1].subjects,
         "test_evaluations": outcome.test_evaluations,
         "setup": setup(study),
@@ -138,6 +141,21 @@ def setup(study: Study) -> dict[str, Any]:
         "validations": request.validations,
         "validation_slices": request.validation_slices,
     }
+
+
+def share_until(study: Study, gain_db: float) -> float | None:
+    """Iterations up to the end of the first trial that validates so much above the paper's recipe.
+
+    As a share of those of the study's trials run to their ends; None if there is no such trial.
+    Trials ran one at a time, in the order of their numbers.
+    """
+    paper = study.finalists()[PAPER_RECIPE].metrics["psnr"]
+    whole, spent = len(study.ledger) * study.request.search_space().iterations, 0
+    for record in study.ledger.ended():
+        spent += record.iterations
+        if record.state == "finished" and record.metrics["psnr"] >= paper + gain_db:
+            return spent / whole
+    return None
 
 
 def validation_gain(study: Study) -> float | None:

@@ -21,7 +21,8 @@ def ui_command(store: TrackingStore, address: str = UI_ADDRESS) -> str:
     if store.address.is_server:
         return shlex.join([Path(sys.executable).name, "-m", "webbrowser", store.address.shown])
     host, port = address.removeprefix("http://").split(":")
-    command = ["mlflow", "ui", "--host", host, "--port", port, "--workers", "1"]
+    command = ["mlflow", "ui", "--app-name", "mfdiff"]
+    command += ["--host", host, "--port", port, "--workers", "1"]
     command += ["--backend-store-uri", store.address.shown]
     command += ["--artifacts-destination", str(store.workspace / "artifacts")]
     command += ["--allowed-hosts", f"{host}:{port},localhost:{port}"]

@@ -124,6 +124,37 @@ def test_foreign_origins_change_nothing(port: int, store_: TrackingStore, origin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("origin", ["http://evil.example", "https://localhost:{port}", "null"])
+def test_foreign_origins_read_nothing_either(port: int, origin: str) -> None:
+    search = "/ajax-api/2.0/mlflow/experiments/search?max_results=5"
+    for path in ("/", search):
+        assert status(port, path, Origin=origin.format(port=port)) == 403
+        assert status(port, path, Origin=f"http://127.0.0.1:{port}") == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["artifact_location", "artifactLocation"])
+def test_no_experiment_lies_outside_the_workspace(
+    port: int, store_: TrackingStore, field: str
+) -> None:
+    for make in ("/api/2.0/mlflow/experiments/create", "/ajax-api/2.0/mlflow/experiments/create/"):
+        body = json.dumps({"name": "planted", field: "file:///etc"})
+        assert status(port, make, "POST", body) == 403
+    assert store_.client.get_experiment_by_name("planted") is None
+    make, body = (
+        "/api/2.0/mlflow/experiments/create",
+        json.dumps({"name": f"with {field}", field: ""}),
+    )
+    assert status(port, make, "POST", body) == 200
+    assert store_.client.get_experiment_by_name(f"with {field}") is not None
+
+
+@pytest.mark.slow
+def test_the_assistant_that_runs_programs_is_off(port: int) -> None:
+    assert status(port, "/ajax-api/3.0/mlflow/assistant/status") == 403
+
+
+@pytest.mark.slow
 def test_artifact_paths_that_climb_get_4xx(port: int, store_: TrackingStore) -> None:
     run_id = store_.find_or_create(EXPERIMENT, "a").run_id
     experiment = store_.get_or_create_experiment(EXPERIMENT)
