@@ -87,18 +87,21 @@ def main() -> None:
         write_result(arguments.json, result)
 
 
-def recipes(iterations: int, batch_size: int) -> Iterator[dict[str, Any]]:
+Grid = Mapping[str, list[Any]]
+
+
+def recipes(grid: Grid, iterations: int, batch_size: int) -> Iterator[dict[str, Any]]:
     """The grid, without freeze plans where there is nothing pretrained."""
-    for values in product(*GRID.values()):
-        recipe = dict(zip(GRID, values, strict=True))
-        if recipe["strategy"] == "internal" and recipe.pop("freeze") != GRID["freeze"][0]:
+    for values in product(*grid.values()):
+        recipe = dict(zip(grid, values, strict=True))
+        if recipe["strategy"] == "internal" and recipe.pop("freeze") != grid["freeze"][0]:
             continue
         yield {**recipe, "iterations": iterations, "batch_size": batch_size}
 
 
-def space_text(iterations: int, batch_size: int) -> str:
+def space_text(grid: Grid, iterations: int, batch_size: int) -> str:
     """The grid as a search space."""
-    parameters: dict[str, Any] = {name: {"choices": values} for name, values in GRID.items()}
+    parameters: dict[str, Any] = {name: {"choices": values} for name, values in grid.items()}
     parameters["freeze"]["when"] = {"strategy": "two_stage"}
     fixed = {"iterations": iterations, "batch_size": batch_size}
     parameters |= {name: {"value": value} for name, value in fixed.items()}
@@ -111,7 +114,7 @@ def record(arguments: argparse.Namespace) -> None:
     folder = arguments.table.with_suffix(".trials")
     space = folder / "space.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    space.write_text(space_text(arguments.iterations, arguments.batch_size))
+    space.write_text(space_text(GRID, arguments.iterations, arguments.batch_size))
     plan = StudyPlan(
         domain=arguments.domain,
         setting=arguments.setting,
@@ -123,7 +126,7 @@ def record(arguments: argparse.Namespace) -> None:
     study = Study(folder, plan_study(workspace, plan))
     dataset = open_dataset(Path(study.request.data))
     data, setting = trial_data(study, dataset), trial_setting(study, dataset.manifest.facts)
-    wanted = list(recipes(arguments.iterations, arguments.batch_size))
+    wanted = list(recipes(GRID, arguments.iterations, arguments.batch_size))
     found = {trial["key"]: trial for trial in _recorded(arguments.table)}
     for number, recipe in enumerate(wanted):
         key = config_key(recipe)
@@ -141,6 +144,7 @@ def record(arguments: argparse.Namespace) -> None:
             curve.clear()
         found[key] = {"key": key, "recipe": recipe, "curve": curve}
         table = {
+            "grid": list(GRID.items()),
             "iterations": arguments.iterations,
             "batch_size": arguments.batch_size,
             "trials": list(found.values()),
@@ -165,17 +169,26 @@ class Table:
     def load(cls, path: Path) -> Table:
         values = read_json(path)
         curves = {trial["key"]: [(s, p) for s, p in trial["curve"]] for trial in values["trials"]}
-        space = parse(space_text(values["iterations"], values["batch_size"]))
+        space = parse(space_text(dict(values["grid"]), values["iterations"], values["batch_size"]))
         return cls(space, curves, values["iterations"])
 
     def best(self) -> float:
         """PSNR of the best recipe: a trial keeps its best weights, not its last."""
-        return max(max(psnr for _, psnr in curve) for curve in self.curves.values() if curve)
+        return max(_top(curve) for curve in self.curves.values() if curve)
+
+    def good(self) -> set[str]:
+        """Recipes within reach of the best."""
+        bar = self.best() - WITHIN_DB
+        return {key for key, curve in self.curves.items() if curve and _top(curve) >= bar}
 
     @property
     def whole(self) -> int:
         """Iterations of the full table."""
         return self.iterations * len(self.curves)
+
+
+def _top(curve: list[tuple[int, float]]) -> float:
+    return max(psnr for _, psnr in curve)
 
 
 def replay(table: Table, seeds: int) -> dict[str, Any]:
@@ -238,7 +251,7 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
     seen: dict[str, dict[str, Any]] = {}
     for number in count():
         config = searcher.suggest(str(number))
-        if not isinstance(config, dict) or len(seen) == len(table.curves):
+        if not isinstance(config, dict) or table.good() <= seen.keys():
             return table.whole, regret
         key = config_key(config["recipe"])
         if key not in seen:
@@ -262,7 +275,7 @@ def outcome(curve: list[tuple[int, float]], trial: Any, halving: Any) -> dict[st
         result = {"psnr": psnr, "iterations": step}
         if halving.on_trial_result(None, trial, result) == "STOP":
             return result
-    return {"psnr": max(psnr for _, psnr in curve), "iterations": curve[-1][0], FINAL: True}
+    return {"psnr": _top(curve), "iterations": curve[-1][0], FINAL: True}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ set -euo pipefail
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 workspace="$PWD/mfdiff-workspace"
 name=base
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# `head -n 1` would end scontrol by SIGPIPE, which pipefail takes for a failure.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 
 # A signal to srun would end Ray on all nodes at once; the run is asked by its file instead.
 trap 'touch "$workspace/pretrained/$name/stop"' TERM

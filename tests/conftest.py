@@ -227,10 +227,10 @@ def _times(first_s: float, count: int) -> list[float]:
     return [first_s + FRAME_S * index for index in range(count)]
 
 
-def _film(head: Volume, starts: list[float], noise: float) -> nibabel.Nifti1Image:
+def _film(head: Volume, starts: list[float], noise: float, person: str) -> nibabel.Nifti1Image:
     frames = []
     for start in starts:
-        draw = rng(0, "frame", int(start)).standard_normal(head.data.shape)
+        draw = rng(0, "frame", person, int(start)).standard_normal(head.data.shape)
         level = 1 + start / 20_000  # activity rises while tracer is taken up
         frames.append((head.data * level * (1 + noise * draw)).clip(0).astype(np.float32))
     image = nibabel.Nifti1Image(np.stack(frames, axis=-1), head.affine)
@@ -290,7 +290,8 @@ def _make_bids(
     Traits: ``starts`` (frame times on disk), ``misnamed`` (uncompressed .nii.gz), ``runs``
     (frames per file, without frame times), ``masks`` (of defacing, beside the images),
     ``mr_affine`` (an MR whose affine is wrong by this motion), ``annexed`` (content of the PET
-    not fetched), ``no_mr``, ``no_pet``. A sidecar value None removes the key.
+    not fetched), ``no_mr``, ``no_pet``, ``unlike`` (noise of its own: without it all people are
+    one person under several names). A sidecar value None removes the key.
     """
     root.mkdir(parents=True, exist_ok=True)
     (root / "dataset_description.json").write_text(json.dumps({"Name": "toy set"}))
@@ -306,15 +307,16 @@ def _make_bids(
         annexed, no_pet = traits.pop("annexed", False), traits.pop("no_pet", False)
         misnamed, runs = traits.pop("misnamed", False), traits.pop("runs", ())
         masks, no_mr = traits.pop("masks", False), traits.pop("no_mr", False)
+        film = _film(pet, starts, noise, label if traits.pop("unlike", False) else "")
         affine = traits.pop("mr_affine", np.eye(4)) @ mr.affine
         times = {"FrameTimesStart": starts, "FrameDuration": [FRAME_S] * len(starts)}
         values = {k: v for k, v in {**PET_JSON, **times, **traits}.items() if v is not None}
         if annexed:
             path.symlink_to("../../.git/annex/objects/xx/yy/MD5E-s1260000000--0af.nii.gz/a.nii.gz")
         elif runs:
-            _save_runs(path, _film(pet, starts, noise), values, runs)
+            _save_runs(path, film, values, runs)
         elif not no_pet:
-            _save_pet(path, _film(pet, starts, noise), values, misnamed=misnamed)
+            _save_pet(path, film, values, misnamed=misnamed)
         if not no_mr:
             (home / "anat").mkdir()
             t1 = nibabel.Nifti1Image(mr.data, affine)

@@ -251,10 +251,12 @@ echo "$@" > called
 while [ ! -e mfdiff-workspace/pretrained/base/stop ]; do sleep 0.05; done
 exit 143
 """
+MANY_NODES = "#!/bin/sh\nfor n in $(seq 1 20000); do echo node$n; done\n"
+"""More than a pipe holds, so that whoever stops reading is noticed."""
 
 
 def test_slurm_script_asks_for_a_checkpoint_before_its_time_is_over(tmp_path: Path) -> None:
-    for name, text in {"srun": SRUN, "scontrol": "#!/bin/sh\necho node1\necho node2\n"}.items():
+    for name, text in {"srun": SRUN, "scontrol": MANY_NODES}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "mfdiff-workspace/pretrained/base").mkdir(parents=True)
@@ -263,6 +265,7 @@ def test_slurm_script_asks_for_a_checkpoint_before_its_time_is_over(tmp_path: Pa
     script = ["bash", str(CLUSTERS / "slurm.sh")]
     process = subprocess.Popen(script, cwd=tmp_path, env=os.environ | slurm | found)
     while not (tmp_path / "called").exists():
+        assert process.poll() is None, "it ended before it called srun"
         time.sleep(0.02)
     process.terminate()
     assert process.wait(timeout=20) == 143

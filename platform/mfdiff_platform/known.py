@@ -120,8 +120,9 @@ def point_of(space: SearchSpace, recipe: Mapping[str, Any]) -> Suggestion | None
     except LookupError:
         return None
     drawn = from_dict(Recipe, chosen)
-    as_long = replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size)
-    if drawn.strategy != wanted.strategy or as_long != wanted:
+    if drawn.strategy != wanted.strategy:
+        return None
+    if replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size) != wanted:
         return None
     trial = FixedTrial(chosen)
     fields = space(trial)

@@ -61,7 +61,8 @@ def ingest(output: Output, code: int, *arguments: object) -> Any:
 def test_traps_go_in_and_bad_subjects_do_not_stop_the_others(
     site: Path, make_bids: MakeBids, capsys: Output
 ) -> None:
-    root = make_bids(site / "set", TRAPS | BAD)
+    people = {label: {**person, "unlike": True} for label, person in (TRAPS | BAD).items()}
+    root = make_bids(site / "set", people)
     made = ingest(capsys, 5, "bids", root, "--domain", "toy", "--no-register", *SHORT, *SMALL)
     assert [r["code"] for r in made["refused"]] == ["MF-IN-03", "MF-IN-38", "MF-IN-28"]
     assert len(made["subjects"]) == 4

@@ -114,9 +114,10 @@ def test_same_result_has_the_same_uids_and_another_model_others(
 
 
 def test_failed_write_leaves_no_series(source: DicomSeries, tmp_path: Path) -> None:
+    image = restored(source)
     source.files[0][5].write_bytes(b"gone")
     with pytest.raises(pydicom.errors.InvalidDicomError):
-        write(source, tmp_path / "out")
+        write_derived(tmp_path / "out", source, image, key=["model"], version="1.2.3")
     assert not (tmp_path / "out").exists()
 
 
