@@ -32,9 +32,11 @@ class RecipeHalving(FIFOScheduler):
     Until the last rung a trial is compared with those of its strategy alone: early on, where a
     recipe starts from says more about its figures than how good it will be. A model from scratch
     begins as the LPET, a fine-tuned one as what the phantoms taught. What counts is the best so
-    far, as a trial keeps its best weights. Near the top early figures differ by less than they will
-    change yet, so until the last rung a trial is beaten only by those ahead by more than a tie; without ties a
-    quarter of the replayed searches of `benchmarks.search` stopped every recipe worth finding.
+    far, as a trial keeps its best weights.
+
+    Near the top early figures differ by less than they will change yet, so until the last rung a
+    trial is beaten only by those ahead by more than a tie; without ties a quarter of the replayed
+    searches of `benchmarks.search` stopped every recipe worth finding.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
