@@ -50,9 +50,12 @@ class Task:
             self._printed, self._printed_done = time.monotonic(), done
 
     def _time_left(self, done: int) -> str:
-        """Time left at the pace since the line before; a first line cannot know a pace."""
+        """Time left at the pace since the line before; a first line cannot know a pace.
+
+        A note that ends with an estimate knows better.
+        """
         gained = done - (self._printed_done or done)
-        if gained <= 0:
+        if gained <= 0 or self._note.endswith(" left"):
             return ""
         seconds = (self.total - done) * (time.monotonic() - self._printed) / gained
         return f", {timedelta(seconds=round(seconds))} left"
