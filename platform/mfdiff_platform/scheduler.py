@@ -17,7 +17,7 @@ REDUCTION = 4
 RUNGS = (1 / 18, 1 / 6, 1 / 2)
 """Shares of a full trial at which it is decided; at the first validation after each."""
 
-TIES = {"psnr": 0.1}
+TIES = {"psnr": 0.05}
 """Differences of a metric that say nothing early on: whoever is so close is not behind."""
 
 

@@ -45,7 +45,7 @@ def test_worst_of_three_is_stopped_at_the_first_rung(halving: RecipeHalving) -> 
 
 
 def test_a_tie_is_not_behind(halving: RecipeHalving) -> None:
-    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.95, 29.85, 29.91)]
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.97, 29.9, 29.96)]
     go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
     assert verdicts == [go, go, stop, go]
 
@@ -140,10 +140,10 @@ def test_strategies_are_compared_with_each_other_at_the_last_rung_alone(
     assert verdicts == [go, go, stop]
 
 
-def test_thirty_trials_take_little_more_than_a_quarter_of_thirty_full_ones() -> None:
+def test_thirty_trials_take_a_quarter_of_thirty_full_ones() -> None:
     """Points of random quality that keep their order, after two references that run to the end."""
     shares = [_share_of_full(seed) for seed in range(30)]
-    assert sum(shares) / len(shares) < 0.26
+    assert sum(shares) / len(shares) < 0.25
 
 
 def _share_of_full(seed: int) -> float:

@@ -108,6 +108,7 @@ def command(
     values that are to be air are called background, 0 is unless it is named. Every setting of a
     recipe stands in the manifest under origin.config and can be changed by --set.
     """
+    from mfdiff_core.data.splits import LEAST_SUBJECTS
     from mfdiff_platform.label_map import read_label_map
     from mfdiff_platform.simulate import SimulationRequest, simulate
     from mfdiff_platform.workspace import open_workspace
@@ -140,8 +141,11 @@ def command(
         [(name, *_cells(row)) for name, row in rows.items() if row],
     )
     facts = f"{manifest.rows} slices of {len(manifest.subjects)} subjects in {folder}"
-    if len(manifest.subjects) < 3:
-        facts += "\nno split: training needs 3 subjects, to train on, to choose by and to test on"
+    if len(manifest.subjects) < LEAST_SUBJECTS:
+        facts += (
+            f"\nno split: training needs {LEAST_SUBJECTS} subjects, to train on, to choose by and"
+            " to test on"
+        )
     print_result(values, f"{text}\n\n{facts}", as_json)
 
 
