@@ -90,13 +90,10 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A verified dataset folder."""
+class Dataset(Contents):
+    """A verified dataset folder, and which subjects are for what."""
 
-    folder: Path
-    manifest: Manifest
     split: Split
-    shards: tuple[Shard, ...]
 
     def part(self, part: Part, setting: str | None = None) -> SliceSet:
         """Slices of the subjects of one part, optionally of one setting, as tensors.
@@ -152,7 +149,7 @@ def open_dataset(folder: Path) -> Dataset:
     if listed != set(manifest.subjects):
         odd = ", ".join(sorted(listed ^ set(manifest.subjects)))
         raise DataError(f"{folder}: split and manifest disagree on subjects {odd}")
-    return Dataset(folder, manifest, split, contents.shards)
+    return Dataset(folder, manifest, contents.shards, split)
 
 
 def open_contents(folder: Path) -> Contents:

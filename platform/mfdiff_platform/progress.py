@@ -36,28 +36,26 @@ class Task:
         self.total = total
         self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
-        self._printed_done: int | None = None
+        self._first: tuple[float, int] | None = None
         self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
         """Show ``done`` of the total and a short note such as the current loss."""
         self._note = escape(note) or self._note
+        self._first = self._first or (time.monotonic(), done)
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, completed=done, note=self._note)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
-            told = f"{self._title}: {done}/{self.total}{self._time_left(done)} {self._note}"
-            console.print(f"  {told}", soft_wrap=True)
-            self._printed, self._printed_done = time.monotonic(), done
+            told = f"{self._title}: {done}/{self.total}{self._time_left(done, *self._first)}"
+            console.print(f"  {told} {self._note}", soft_wrap=True)
+            self._printed = time.monotonic()
 
-    def _time_left(self, done: int) -> str:
-        """Time left at the pace since the line before; a first line cannot know a pace.
-
-        A note that ends with an estimate knows better.
-        """
-        gained = done - (self._printed_done or done)
-        if gained <= 0 or self._note.endswith(" left"):
+    def _time_left(self, done: int, since: float, began_at: int) -> str:
+        """Time left at the pace since the first update, which may be that of a resumed run."""
+        gained = done - began_at
+        if gained <= 0:
             return ""
-        seconds = (self.total - done) * (time.monotonic() - self._printed) / gained
+        seconds = (self.total - done) * (time.monotonic() - since) / gained
         return f", {timedelta(seconds=round(seconds))} left"
 
     def progress(self, done: int, total: int) -> None:

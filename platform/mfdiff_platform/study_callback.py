@@ -69,7 +69,6 @@ class StudyCallback(Callback):
         self._overdue: dict[int, str] = {}
         self._workers: dict[Any, int] = {}
         self._reached: dict[int, tuple[str, int, float]] = {}
-        self._opened, self._ended_here = time.monotonic(), 0
         self._done = len(study.ledger.ended())
         self._aim = study.objectives[0].metric
 
@@ -161,7 +160,6 @@ class StudyCallback(Callback):
             self._limit_s = derived_limit_s(self._study.ledger, self._batch_ratio)
         close_trial_run(self._study, self._run(trial), self._study.ledger[number])
         self._done += 1
-        self._ended_here += 1
         self._reached.pop(number, None)
         self._show()
 
@@ -186,9 +184,6 @@ class StudyCallback(Callback):
             best = self._study.best()
             name = best.config["reference"] or f"trial {best.number}"
             parts.insert(0, f"best {best.metrics[self._aim]:.2f} ({name})")
-        if self._ended_here and self._shown.total > self._done:
-            each = (time.monotonic() - self._opened) / self._ended_here
-            parts.append(f"{each * (self._shown.total - self._done) / 60:.0f} min left")
         return ", ".join(parts)
 
     def _run(self, trial: Any) -> Run:

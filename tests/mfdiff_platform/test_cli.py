@@ -186,7 +186,7 @@ def test_brackets_in_a_message_are_text_and_no_markup(capsys: Output) -> None:
     assert "[/b] dB" in told.err
 
 
-def test_line_without_a_terminal_tells_the_time_left_at_the_pace_since_the_line_before(
+def test_line_without_a_terminal_tells_the_time_left_at_the_pace_since_the_first_update(
     capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
