@@ -141,6 +141,8 @@ def serving(store: TrackingStore) -> Iterator[str]:
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": store.address.uri,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # As an activated environment has it: MLflow starts `uvicorn` by its name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
