@@ -60,6 +60,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the developer's own MLflow nor that of an earlier test gets this test's runs."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 def _make_record(
     subject: str = "s0", setting: str = "ld", index: int = 0, domain: str = "toy", seed: int = 0
 ) -> SliceRecord:

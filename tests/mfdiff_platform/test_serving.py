@@ -39,8 +39,7 @@ def served(store: TrackingStore, tiny_bundle: Bundle, monkeypatch: pytest.Monkey
     run_id = store.find_or_create("studies", "a").run_id
     models = SiteModels(store)
     models.register_candidate("toy", tiny_bundle.folder, run_id, {}, "card")
-    mlflow.set_tracking_uri(store.address.uri)
-    mlflow.set_registry_uri(store.address.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.address.uri)
     return mlflow.pyfunc.load_model("models:/mfdiff-toy@candidate")
 
 
