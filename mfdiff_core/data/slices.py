@@ -20,11 +20,11 @@ import pyarrow as pa
 from mfdiff_core.errors import DataError
 from mfdiff_core.files import atomic_path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PET_LESION, MR_LESION = 1, 2
 """Bits of the lesion map."""
 
-_TEXTS = ("domain", "setting", "subject")
+_TEXTS = ("domain", "setting", "subject", "protocol")
 _INTEGERS = ("slice_index", "rotation_index")
 _REALS = ("voxel_mm", "scale", "mr_scale", "num_counts", "dose_mbq")
 _IMAGES = ("x_p", "x_m", "x_s")
@@ -38,7 +38,8 @@ class SliceInfo:
 
     ``scale`` times a PET pixel gives physical units back, ``mr_scale`` does so for the MR. In sets
     of intensity "own_maximum" ``scale`` is the LPET's alone, and the SPET's is lost.
-    ``num_counts`` and ``dose_mbq`` are NaN where unknown.
+    ``num_counts`` and ``dose_mbq`` are NaN where unknown. ``protocol`` says how the tracer was
+    given, such as ``bolus``; empty where unknown.
     """
 
     domain: str
@@ -51,6 +52,7 @@ class SliceInfo:
     mr_scale: float
     num_counts: float = float("nan")
     dose_mbq: float = float("nan")
+    protocol: str = ""
 
     @property
     def key(self) -> str:
@@ -212,8 +214,8 @@ def _size(text: bytes | None) -> tuple[int, int] | None:
 
 
 def _view(batch: pa.RecordBatch, image_size: int, sinogram: tuple[int, int] | None) -> Shard:
-    facts = [batch.column(name).to_pylist() for name in (*_TEXTS, *_INTEGERS, *_REALS)]
-    infos = tuple(SliceInfo(*row) for row in zip(*facts, strict=True))
+    facts = batch.select([*_TEXTS, *_INTEGERS, *_REALS]).to_pylist()
+    infos = tuple(SliceInfo(**row) for row in facts)
     shapes = dict.fromkeys(_IMAGES + _MAPS, (image_size, image_size))
     shapes |= dict.fromkeys(SINOGRAMS, sinogram) if sinogram else {}
     arrays = {

@@ -17,7 +17,7 @@ from mfdiff_core.physics.acquisition import AcquisitionConfig, Exposure, Image, 
 from mfdiff_core.physics.activity import activity_table
 from mfdiff_core.physics.domains import View, recipe
 from mfdiff_core.physics.head import Head, build_head
-from mfdiff_core.physics.kinetics import decay_correction
+from mfdiff_core.physics.kinetics import ProtocolConfig, decay_correction
 from mfdiff_core.physics.phantom import (
     FINE_MM,
     FINE_PX,
@@ -56,6 +56,7 @@ class SimulatedSlice:
 
     Args:
         num_counts: expected trues of the LPET.
+        protocol: how the tracer was given; None where the activity is set by hand.
         x_p, x_s: low- and standard-dose PET in units of activity, float32 [H, W].
         x_m: MR in arbitrary units, float32 [H, W].
         tissue: `Tissue` codes, uint8 [H, W].
@@ -71,6 +72,7 @@ class SimulatedSlice:
     rotation_deg: float
     voxel_mm: float
     num_counts: float
+    protocol: ProtocolConfig | None
     x_p: Floats
     x_m: Floats
     x_s: Floats
@@ -238,6 +240,7 @@ def _slice(
         rotation_deg=view.rotation_deg,
         voxel_mm=config.grid.output_mm,
         num_counts=low.num_counts,
+        protocol=setting.low.frame.protocol if setting.low.frame else None,
         x_p=_output(config.grid, setting.low, low.values),
         x_m=view.x_m,
         x_s=_output(config.grid, setting.standard, standard.values),

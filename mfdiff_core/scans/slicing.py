@@ -61,6 +61,7 @@ def to_records(
                 scale=scale,
                 mr_scale=scale_m,
                 dose_mbq=scan.dose_mbq,
+                protocol=scan.protocol,
             )
             x_s_here = (x_s[row] / scale_s).astype(np.float32)
             x_m_here = (x_m[row] / scale_m).astype(np.float32)

@@ -6,6 +6,7 @@ but the time. Finished shards of the same recipe are kept when the command is ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -280,6 +281,8 @@ def to_record(domain: str, drawn: SimulatedSlice, intensity: Intensity = "lpet")
         scale=scale,
         mr_scale=scale_m,
         num_counts=drawn.num_counts,
+        dose_mbq=drawn.protocol.dose_mbq if drawn.protocol else math.nan,
+        protocol=drawn.protocol.kind if drawn.protocol else "",
     )
     images = (drawn.x_p / scale, drawn.x_m / scale_m, drawn.x_s / scale_s)
     x_p, x_m, x_s = (image.astype(np.float32) for image in images)

@@ -155,7 +155,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 def test_arrow_file_of_another_schema_is_refused(shard_path: Path) -> None:
     table = pa.ipc.open_file(pa.memory_map(str(shard_path))).read_all()
     write_table(shard_path.with_name("t.arrow"), table.drop_columns(["lesions"]))
-    with pytest.raises(DataError, match=r"t\.arrow: not a slice shard of schema version 1"):
+    with pytest.raises(DataError, match=r"t\.arrow: not a slice shard of schema version 2"):
         read_shard(shard_path.with_name("t.arrow"))
 
 
@@ -167,7 +167,7 @@ def test_arrow_file_without_our_metadata_is_refused(tmp_path: Path) -> None:
 
 def test_other_schema_version_is_refused(shard_path: Path) -> None:
     table = pa.ipc.open_file(pa.memory_map(str(shard_path))).read_all()
-    facts = {**schema(32).metadata, b"mfdiff.schema": b"2"}
+    facts = {**schema(32).metadata, b"mfdiff.schema": b"1"}
     write_table(shard_path.with_name("t.arrow"), table.replace_schema_metadata(facts))
     with pytest.raises(DataError, match="schema version"):
         read_shard(shard_path.with_name("t.arrow"))

@@ -170,6 +170,9 @@ def test_preset_cuts_the_papers_planes_of_the_t1(
     assert sorted(dataset.manifest.settings) == ["bolus", "hybrid", "infusion"]
     infos = [info for shard in dataset.shards for info in shard.infos]
     assert sorted({info.slice_index for info in infos}) == list(range(130, 150, 2))
+    assert {(info.setting, info.protocol) for info in infos} == {
+        (protocol, protocol) for protocol in ("bolus", "infusion", "hybrid")
+    }
     assert dataset.manifest.image_size == 192
     facts = dataset.manifest.origin["subjects"][infos[0].subject]["sessions"][0]
     assert facts["windows_s"]["SPET"] == [1808, 3600]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -69,6 +70,24 @@ def test_pixels_times_scale_are_the_simulated_activity() -> None:
     assert record.x_p * record.info.scale == pytest.approx(drawn.x_p, rel=1e-5)
     assert record.x_s * record.info.scale == pytest.approx(drawn.x_s, rel=1e-5)
     assert record.x_m * record.info.mr_scale == pytest.approx(drawn.x_m, rel=1e-5)
+
+
+def test_rows_of_a_stand_in_say_how_much_was_given_and_how() -> None:
+    once = {"slices.indices": [74], "slices.num_rotations": 1}
+    config = override(recipe("ood3", quick=True), once)
+    drawn = simulate_subject(config, list_subjects(config)[0], seed=0)
+    infos = [to_record("ood3", each).info for each in drawn]
+    assert [info.protocol for info in infos] == ["bolus", "infusion", "hybrid"]
+    assert [info.setting for info in infos] == ["bolus", "infusion", "hybrid"]
+    doses = {s.name: s.low.frame.protocol.dose_mbq for s in config.settings if s.low.frame}
+    assert {info.setting: info.dose_mbq for info in infos} == doses
+
+
+def test_rows_of_the_phantom_name_neither_dose_nor_protocol() -> None:
+    config = override(recipe("phantom", quick=True), {"slices.indices": [74]})
+    (drawn,) = simulate_subject(config, list_subjects(config)[0], seed=0)
+    info = to_record("phantom", drawn).info
+    assert (info.protocol, math.isnan(info.dose_mbq)) == ("", True)
 
 
 def test_set_with_sinograms_has_the_same_images_and_says_so(
