@@ -107,7 +107,8 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: not a dataset manifest ({fault})") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}"
+            f"{path}: schema version {manifest.schema_version}, this program reads"
+            f" {SCHEMA_VERSION}; simulate or ingest the set again"
         )
     if manifest.fingerprint != fingerprint:
         raise DataError(f"{path}: the fingerprint does not fit the shards listed")
