@@ -287,7 +287,8 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
         ) from None
     finally:
         for left in tasks:
-            ray.cancel(left)
+            # By force: a worker of a command begun with `nohup` or `&` is deaf to an interrupt.
+            ray.cancel(left, force=True)
 
 
 def _first_line(fault: Exception) -> str:

@@ -176,7 +176,7 @@ def test_cluster_whose_cpus_are_taken_is_told_apart_from_one_that_is_too_small(
         with pytest.raises(ResourceError, match=r"of 3 CPUs only 0 CPUs are free; .* --wait"):
             ray_cluster.obtain(Resources(cpus=2), "pretraining", "try --cpus 1", wait=False)
     finally:
-        ray.cancel(taken)
+        ray.cancel(taken, force=True)
     started = time.monotonic()
     ray_cluster.obtain(Resources(cpus=2), "pretraining", "", wait=True)
     assert time.monotonic() - started < 10
