@@ -154,7 +154,8 @@ def pretrain(
             shutil.rmtree(folder / WORKERS, ignore_errors=True)
             run = _open_run(store, request, dataset, workers)
             with run.watched():
-                _train(cluster, folder, run, request, workers, wait=wait)
+                name = f"pretrain {dataset.manifest.domain} {request.name}"
+                _train(cluster, folder, run, request, workers, name, wait=wait)
     return _complete_log(folder, store, request)
 
 
@@ -225,6 +226,7 @@ def _train(
     run: Run,
     request: PretrainRequest,
     workers: Workers,
+    name: str,
     *,
     wait: bool,
 ) -> None:
@@ -242,6 +244,7 @@ def _train(
             config,
             workers,
             lambda: _before_restart(folder, cluster, workers, wait=wait),
+            name,
         )
 
 

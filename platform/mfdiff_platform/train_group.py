@@ -36,6 +36,7 @@ def run_group(
     config: dict[str, Any],
     workers: Workers,
     before_restart: Callable[[], None],
+    name: str,
 ) -> None:
     """Run ``loop`` on every worker until it says that the run is finished.
 
@@ -45,6 +46,7 @@ def run_group(
         config: its argument.
         workers: how many, and on what.
         before_restart: sees that the cluster still has what the group needs.
+        name: of the workers on the dashboard.
 
     Raises:
         KeyboardInterrupt: it was stopped, with a checkpoint if there was time for one.
@@ -52,7 +54,7 @@ def run_group(
         MfdiffError: what a worker raised.
     """
     checkpoints, deaths = Checkpoints(folder), 0
-    stop, name = StopRequest(folder), f"pretrain {folder.name}"
+    stop = StopRequest(folder)
     with stop.on_signals():
         while True:
             reached = checkpoints.newest()

@@ -55,9 +55,11 @@ def run_trial_together(
     told = {"task": _Task(number, recipe, setting, data)}
     workers = Workers(setting.workers, on_gpu=setting.on_gpu)
 
+    name = f"adapt {setting.domain} {setting.study} trial {number}"
+
     def work() -> bool:
         try:
-            return fit_group(folder, _worker, told, workers, f"{setting.study} trial {number}")
+            return fit_group(folder, _worker, told, workers, name)
         finally:
             ended.set()
 

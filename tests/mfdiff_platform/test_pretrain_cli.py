@@ -217,6 +217,6 @@ def test_workers_that_die_while_they_are_to_stop_are_not_started_again(
 
     monkeypatch.setattr("mfdiff_platform.train_group.fit_group", die_with_the_command)
     with pytest.raises(fault) as raised:
-        run_group(tmp_path, lambda _: True, {}, Workers(1, on_gpu=False), lambda: None)
+        run_group(tmp_path, lambda _: True, {}, Workers(1, on_gpu=False), lambda: None, "toy")
     assert type(raised.value) is fault
     assert started == [tmp_path.name]

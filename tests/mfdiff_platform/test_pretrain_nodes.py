@@ -151,7 +151,7 @@ def test_eight_workers_each_get_their_own_of_eight_gpus(
     short = replace(request_, train=replace(request_.train, iterations=2))
     found = result(GPUS, store, short)
     cards = found["cards"]
-    assert sorted(found["names"]) == [f"pretrain run GPU {number}" for number in range(8)]
+    assert sorted(found["names"]) == [f"pretrain toy run GPU {number}" for number in range(8)]
     assert [card["rank"] for card in cards] == list(range(8))
     assert sorted(card["gpus"] for card in cards) == [[str(number)] for number in range(8)]
     assert load_bundle(store.workspace / "pretrained" / "run" / BUNDLE).provenance.iterations == 2
