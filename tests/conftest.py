@@ -47,12 +47,17 @@ MakeBids = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Tests marked ``gpu`` are skipped where there is none; the others are shared out.
+
+    All that start Ray go to one process, one after the other, and first, since they take longest
+    and mostly wait; of the rest a file stays together, with what it sets up once.
+    """
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        on_ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
