@@ -46,6 +46,7 @@ MakeHead = Callable[..., Volume]
 MakeBids = Callable[..., Path]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped where there is none; the others are shared out.
 
