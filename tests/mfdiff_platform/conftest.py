@@ -18,6 +18,8 @@ from mfdiff_platform.workspace import ENVIRONMENT
 
 # Before Ray is imported, and for tests alone: outside them it asks for a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Else Ray's workers wait for whatever the other process of the test run does.
+os.environ["RAY_worker_niceness"] = "0"
 
 
 @pytest.fixture(scope="session")

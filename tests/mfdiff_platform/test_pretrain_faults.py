@@ -273,7 +273,8 @@ def test_process_killed_while_it_writes_checkpoints_leaves_a_sound_one(
             while True:
                 state.step += 1
                 checkpoints.save(state)
-        time.sleep(random.Random(number).uniform(0.02, 0.08))
+        patience = 1 if reached else 1 + number  # until a machine, however busy, has written one
+        time.sleep(patience * random.Random(number).uniform(0.02, 0.08))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         newest = checkpoints.newest()
@@ -433,7 +434,7 @@ def test_run_whose_worker_is_killed_finishes_by_itself_with_the_same_weights(
         [sys.executable, "-c", KILL, str(folder), "1", "9"], stdout=subprocess.PIPE, text=True
     )
     pretrain(workspace, store, request_, Workers(2, on_gpu=False))
-    assert kill.communicate()[0].startswith("ray::pretrain run")
+    assert kill.communicate()[0].startswith("ray::pretrain toy run")
     assert steps(folder, "began")[0] == 0
     assert 9 - request_.train.snapshot_every <= steps(folder, "began")[1] < STEPS
     assert same(results(folder), whole_by_two)
