@@ -19,7 +19,7 @@ from mfdiff_platform.workspace import ENVIRONMENT
 # Before Ray is imported, and for tests alone: outside them it asks for a token.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Else Ray's workers wait for whatever the other process of the test run does.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112, spelt as Ray reads it
 
 
 @pytest.fixture(scope="session")
