@@ -726,22 +726,34 @@ def test_a_key_asked_for_by_many_at_once_is_one_run(
     assert len(all_runs(store)) == 1
 
 
-@pytest.mark.slow
+SIXTEEN = """
+import os, sys
+from pathlib import Path
+from types import SimpleNamespace
+from mlflow.store.db import utils
+from sqlalchemy import text
+from mfdiff_platform.tracking import TrackingStore
+assert "20000" in Path(utils.__file__).read_text()
+utils.sql = SimpleNamespace(text=lambda query: text(query.replace("20000", "25")))
+children = []
+for number in range(16):
+    child = os.fork()
+    if not child:
+        run = TrackingStore(Path(sys.argv[1])).find_or_create("studies", f"run-{number}")
+        for step in range(20):
+            run.log_metrics({"psnr": step}, step)
+        run.finish("finished")
+        os._exit(0)
+    children.append(child)
+print([os.waitpid(child, 0)[1] for child in children])
+"""
+
+
 def test_sixteen_processes_share_a_fresh_database(tmp_path: Path) -> None:
     """SQLite's own patience is cut to 25 ms, as if the disk were a thousand times slower."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom types import SimpleNamespace\n"
-        "from mlflow.store.db import utils\nfrom sqlalchemy import text\n"
-        "from mfdiff_platform.tracking import TrackingStore\n"
-        "assert '20000' in Path(utils.__file__).read_text()\n"
-        "utils.sql = SimpleNamespace(text=lambda q: text(q.replace('20000', '25')))\n"
-        "run = TrackingStore(Path(sys.argv[1])).find_or_create('studies', sys.argv[2])\n"
-        "[run.log_metrics({'psnr': step}, step) for step in range(20)]\n"
-        "run.finish('finished')\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    workers = [subprocess.Popen([*command, f"run-{i}"]) for i in range(16)]
-    assert [worker.wait(300) for worker in workers] == [0] * 16
+    command = [sys.executable, "-c", SIXTEEN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout) == [0] * 16
     store = TrackingStore(tmp_path)
     assert store.spool.count() == 0
     runs = all_runs(store)
