@@ -30,7 +30,7 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_MM, _SAME_COSINE = 0.05, 1e-4
 _SENSELESS = (
     OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
-    RuntimeError, NotImplementedError, struct.error,
+    RuntimeError, struct.error,
 )  # fmt: skip
 _TAGS = (
     "Modality", "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID",

@@ -104,7 +104,7 @@ def read_archive(path: Path, kind: str, scratch: Path) -> Iterator[Archive]:
             _check_entries(bag, listed, path, Path(folder))
             places = _unpack(bag, listed, Path(folder), path)
             yield Archive(described["facts"], places)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as fault:
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as fault:
         raise DataError(f"{path}: not a readable archive ({fault})") from None
 
 

@@ -36,7 +36,6 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingStore:
     """A store in a fresh workspace, tried again at once after it was out of reach."""
-    monkeypatch.delenv(URI_VARIABLE, raising=False)
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     return TrackingStore(tmp_path, retry_after_s=0)

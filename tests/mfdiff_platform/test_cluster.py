@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mfdiff_core.data.manifest import load_manifest
@@ -92,6 +94,30 @@ def _work(seconds: float) -> float:
     while time.monotonic() < until:
         time.sleep(0.05)
     return seconds
+
+
+def _deaf(note: Path) -> None:
+    """As a worker of a command begun with `nohup` or `&`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+@pytest.mark.ray
+def test_task_that_is_deaf_to_interrupts_is_ended_too(ray_cluster: Cluster, tmp_path: Path) -> None:
+    import ray
+
+    note = tmp_path / "pid"
+    tasks = [ray.remote(_work).remote(0), ray.remote(_deaf).remote(note)]
+    results = as_completed(tasks)
+    assert next(results) == 0
+    until = time.monotonic() + 60
+    while not (note.is_file() and note.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    worker = psutil.Process(int(note.read_text()))
+    results.close()  # type: ignore[attr-defined]
+    worker.wait(60)
 
 
 @pytest.mark.ray

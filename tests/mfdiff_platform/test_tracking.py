@@ -749,6 +749,7 @@ print([os.waitpid(child, 0)[1] for child in children])
 """
 
 
+@pytest.mark.slow
 def test_sixteen_processes_share_a_fresh_database(tmp_path: Path) -> None:
     """SQLite's own patience is cut to 25 ms, as if the disk were a thousand times slower."""
     command = [sys.executable, "-c", SIXTEEN, str(tmp_path)]
