@@ -18,6 +18,7 @@ from skimage.restoration import denoise_nl_means
 
 from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.metrics import evaluate_slices
+from mfdiff_core.physics.psf import FWHM_PER_SIGMA
 
 Slices = npt.NDArray[np.float32]
 
@@ -27,8 +28,6 @@ FWHM_GRID_MM = tuple(0.5 * step for step in range(31))
 STRENGTH_GRID = (0.0, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
 """Strengths of non-local means tried by default; 0 is the LPET itself."""
 _PATCH_PX, _REACH_PX = 5, 6
-
-_FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class GaussianFilter:
             x_p: slices in any unit.
             voxel_mm: edge of a pixel.
         """
-        sigma = self.fwhm_mm / _FWHM_PER_SIGMA / voxel_mm
+        sigma = self.fwhm_mm / FWHM_PER_SIGMA / voxel_mm
         images = x_p.astype(np.float32)
         if sigma == 0:
             return images

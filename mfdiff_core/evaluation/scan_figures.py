@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
 
 from mfdiff_core.data.image_checks import Affine
 from mfdiff_core.data.plane_fit import head_mask
@@ -28,6 +29,7 @@ from mfdiff_core.evaluation.canvas import (
     style_axes,
     to_png,
 )
+from mfdiff_core.physics.psf import FWHM_PER_SIGMA
 
 Kind = Literal["pet", "mr", "spread", "difference"]
 Views = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -35,6 +37,7 @@ Views = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.f
 _COLOURS = {"pet": "inferno", "mr": "gray", "spread": "viridis", "difference": "RdBu_r"}
 _VIEWS = ("axial", "coronal", "sagittal")
 _SIZE, _VOXEL_MM = 160, 1.5  # a cube of 240 mm
+_LINES_FWHM_MM = 10.0  # of the filter before level lines are drawn: those of noise are speckles
 _PANEL_IN, _GAP_IN, _MARGIN_IN, _TITLE_IN, _BAR_IN = 1.5, 0.04, 0.28, 0.24, 0.7
 
 
@@ -81,11 +84,11 @@ def overlay_figure(pet: Volume, mrs: Mapping[str, Volume]) -> bytes:
     """The PET's outline and level lines on the MR in three views, one row per MR.
 
     Args:
-        pet: what the MR should lie on.
+        pet: what the MR should lie on; a Gaussian of 10 mm FWHM is applied before lines are drawn.
         mrs: MR by name, such as before and after registration.
     """
     affine = _around_head(pet)
-    activity = _views(pet, affine)
+    activity = _views(_smoothed(pet), affine)
     top = _limits(activity, "pet")[1]
     levels = [0.25 * top, 0.6 * top]
     height = len(mrs) * (_PANEL_IN * 1.3 + _GAP_IN) + _TITLE_IN
@@ -105,6 +108,12 @@ def overlay_figure(pet: Volume, mrs: Mapping[str, Volume]) -> bytes:
                 _text(figure, left + side / 2, height - 0.18, _VIEWS[column], TITLE_PT, INK)
         _text(figure, 0.14, bottom + side / 2, name, TITLE_PT, INK, rotation=90)
     return to_png(figure)
+
+
+def _smoothed(pet: Volume) -> Volume:
+    voxels_mm = np.linalg.norm(pet.affine[:3, :3], axis=0)
+    sigma = _LINES_FWHM_MM / FWHM_PER_SIGMA / voxels_mm
+    return pet.with_data(gaussian_filter(pet.data, sigma))
 
 
 def frames_figure(

@@ -72,7 +72,10 @@ def _overlay(before: PairedScan, scan: PairedScan, motion: Registration | None) 
 
 def _overlay_caption(motion: Registration | None) -> str:
     rows = "" if motion is None else " Above by the files' affines, below registered."
-    return f"T1 with two level lines of the SPET; they should follow the head and the cortex.{rows}"
+    return (
+        "T1 with two level lines of the smoothed SPET; they should follow the head and the"
+        f" cortex.{rows}"
+    )
 
 
 def _frames(scan: PairedScan) -> bytes:

@@ -39,7 +39,7 @@ def write_scan_page(
         heading("Figures"),
         facts(_rows(scan, unit, suv_factor)),
         heading("MR on PET"),
-        figure(_overlay(scan), "T1 with two level lines of the low-dose PET. Right is right."),
+        figure(_overlay(scan), "T1 with two level lines of the smoothed LPET. Right is right."),
     ]
     write_page(path, title, f"Model {model}", sections)
 

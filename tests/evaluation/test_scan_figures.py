@@ -79,3 +79,15 @@ def test_overlay_has_a_row_per_mr(make_head: MakeHead) -> None:
 def test_frames_are_bars_in_time() -> None:
     picture = pixels(frames_figure([(0, 60), (120, 180)], {"SPET": [(120, 180)]}))
     assert picture.shape[1] > picture.shape[0]
+
+
+def test_noise_of_a_low_dose_pet_draws_no_lines_of_its_own(make_head: MakeHead) -> None:
+    pet, mr = make_head("pet"), make_head("mr")
+    noise = np.random.default_rng(0).standard_normal(pet.data.shape)
+    noisy = pet.with_data((pet.data * (1 + 0.6 * noise)).clip(0).astype(np.float32))
+    drawn = []
+    for volume in (pet, noisy):
+        image = pixels(overlay_figure(volume, {"T1": mr}))
+        drawn.append(np.count_nonzero(image[..., 0] - image[..., 2] > 0.3))  # orange, not grey
+    assert drawn[0] > 500
+    assert drawn[1] < 1.3 * drawn[0]
