@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,44 +92,66 @@ def restored_by(
         "code": mfdiff_core.__version__,
     }
     folder = kept / sha256_text(json.dumps(what, sort_keys=True))[:24]
+    parts = kept / f"{folder.name}.parts"
     if not folder.is_dir():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = build_model(config, scale.seed)
         model.load_state_dict(bundle.weights())
         model.to(device).eval()
         with repeatable(), task(f"Restoring by {method.label}", len(test)) as shown:
-            done = _restore(model, test, scale.seed, shown.update)
-        with atomic_path(folder) as temporary:
-            temporary.mkdir(parents=True)
-            save_tensors(temporary / TENSORS, {"x_s": done.x_s})
-            facts = {"slice_s": done.slice_s, "evaluations": done.evaluations}
-            write_json(temporary / FACTS, facts)
-    facts = read_json(folder / FACTS)
-    x_s = load_tensors(folder / TENSORS)["x_s"]
-    return Restoration(x_s, facts["slice_s"], int(facts["evaluations"]))
+            _save(folder, _restore(model, test, scale.seed, parts, shown.update))
+    shutil.rmtree(parts, ignore_errors=True)
+    return _load(folder)
 
 
 def _restore(
-    model: RestorationModel, slices: SliceSet, seed: int, show: Callable[[int], None]
+    model: RestorationModel, slices: SliceSet, seed: int, parts: Path, show: Callable[[int], None]
 ) -> Restoration:
-    """Restore ``slices`` by batches, and time it."""
+    """Restore ``slices`` by batches, and time it; each batch is kept in ``parts`` at once.
+
+    The noise of a slice is its own, so batches of an interrupted restoration fit those of the next.
+    """
+    done: list[Restoration] = []
+    for start in range(0, len(slices), BATCH_SIZE):
+        part = parts / f"{start:06d}"
+        if not part.is_dir():
+            _save(part, _restore_batch(model, slices, slice(start, start + BATCH_SIZE), seed))
+        done.append(_load(part))
+        show(min(start + BATCH_SIZE, len(slices)))
+    seconds = sum(batch.slice_s * len(batch.x_s) for batch in done)
+    x_s = torch.cat([batch.x_s for batch in done])
+    return Restoration(x_s, seconds / len(slices), done[-1].evaluations)
+
+
+def _restore_batch(
+    model: RestorationModel, slices: SliceSet, rows: slice, seed: int
+) -> Restoration:
     device = next(model.parameters()).device
     evaluations = [0]
-    parts: list[torch.Tensor] = []
+    keys = [info.key for info in slices.infos[rows]]
+    images = (slices.x_p[rows].to(device), slices.x_m[rows].to(device))
+    given = None if slices.sinograms is None else slices.sinograms[rows].to(device)
     started = time.monotonic()
-    for start in range(0, len(slices), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        keys = [info.key for info in slices.infos[rows]]
-        images = (slices.x_p[rows].to(device), slices.x_m[rows].to(device))
-        given = None if slices.sinograms is None else slices.sinograms[rows].to(device)
-        done = model.restore(
-            *images,
-            keys,
-            seed=seed,
-            sinograms=given,
-            on_step=lambda _, total: evaluations.append(total),
-        )
-        parts.append(done.x_s.cpu())
-        show(min(start + BATCH_SIZE, len(slices)))
-    slice_s = (time.monotonic() - started) / len(slices)
-    return Restoration(torch.cat(parts), slice_s, evaluations[-1])
+    done = model.restore(
+        *images,
+        keys,
+        seed=seed,
+        sinograms=given,
+        on_step=lambda _, total: evaluations.append(total),
+    )
+    x_s = done.x_s.cpu()
+    return Restoration(x_s, (time.monotonic() - started) / len(x_s), evaluations[-1])
+
+
+def _save(folder: Path, done: Restoration) -> None:
+    with atomic_path(folder) as temporary:
+        temporary.mkdir(parents=True)
+        save_tensors(temporary / TENSORS, {"x_s": done.x_s})
+        facts = {"slice_s": done.slice_s, "evaluations": done.evaluations}
+        write_json(temporary / FACTS, facts)
+
+
+def _load(folder: Path) -> Restoration:
+    facts = read_json(folder / FACTS)
+    x_s = load_tensors(folder / TENSORS)["x_s"]
+    return Restoration(x_s, facts["slice_s"], int(facts["evaluations"]))
