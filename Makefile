@@ -11,7 +11,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/mfdiff-platform quickstart
 
 test: $(VENV)/.developing
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 check: lint test
 

@@ -39,6 +39,12 @@ SETTINGS = ("ld", "uld")
 NOISE = {"ld": 0.2, "uld": 0.4}
 BQ_PER_ML = 20_000.0
 
+SEARCHES = {
+    *("test_adapt.py", "test_adapt_cli.py", "test_outcome.py", "test_privacy.py"),
+    *("test_search_faults.py", "test_trial_group.py"),
+}
+"""Of the tests that start Ray, about half by the time they take."""
+
 MakeDataset = Callable[..., Path]
 MakeRecord = Callable[..., SliceRecord]
 MakeModel = Callable[[], MFdiffModel]
@@ -50,13 +56,15 @@ MakeBids = Callable[..., Path]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped where there is none; the others are shared out.
 
-    All that start Ray go to one process, one after the other, and first, since they take longest
-    and mostly wait; of the rest a file stays together, with what it sets up once.
+    All that start Ray go to two processes, searches and the rest, and first, since they take
+    longest and mostly wait; of the others a file stays together, with what it sets up once.
     """
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        group = str(item.path)
+        if item.get_closest_marker("ray"):
+            group = "searches" if item.path.name in SEARCHES else "ray"
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 

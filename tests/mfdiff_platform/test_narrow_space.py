@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from mfdiff_core.errors import ConfigError
@@ -26,8 +28,9 @@ def test_every_plan_left_can_be_carried_out(system: str) -> None:
     config = preset("tiny", system)
     left = {plan for domain in DOMAINS for plan in plans(narrowed(load(resolve(domain)), config))}
     assert "none" in left
+    fresh = build_model(config, 0).network
     for plan in left:
-        network = build_model(config, 0).network
+        network = copy.deepcopy(fresh)
         apply_plan(network, plan, network.parameter_groups(), network.norm_parameters())
 
 
