@@ -32,6 +32,11 @@ LONGEST_NAME = 24
 """Longer lists of models are named by their number and a hash."""
 MEAN_EVALUATIONS = 20
 """Evaluations per sample where K samples of the paper's thousand steps would take hours."""
+LARGE = ("base", "paper")
+ITERATIONS, SMALL_ITERATIONS = 50_000, 400
+"""Of the external stage unless told otherwise: the paper's, and those of an hour on two cores."""
+SMALL_TEST_SLICES = 64
+"""Of each setting: one slice by the paper's thousand steps takes 20 s on a core."""
 SMALL_LR = 4e-3
 """Of every row at the small sizes: short trainings at 1e-3 end too early, see PAPER.md."""
 
@@ -131,7 +136,7 @@ def default_recipe(size: str, iterations: int, batch_size: int) -> Recipe:
     shared = Recipe(
         strategy="internal", iterations=iterations, batch_size=batch_size, augment="flip"
     )
-    if size in ("base", "paper"):
+    if size in LARGE:
         return shared
     return replace(shared, lr=SMALL_LR, warmup=iterations // 20, schedule="cosine", ema=0.995)
 

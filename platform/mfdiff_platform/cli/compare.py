@@ -37,7 +37,11 @@ Folder = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--preset", default="small", show_default=True, help="tiny, quick, small, base or paper."
 )
-@click.option("--iterations", default=1000, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    help="Of the external stage.  [default: 400; 50000 at base and paper]",
+)
 @click.option(
     "--adapt-iterations",
     type=click.IntRange(min=1),
@@ -54,7 +58,8 @@ Folder = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--test-slices",
     type=click.IntRange(min=1),
-    help="At most so many test slices of each setting, evenly spread.  [default: all]",
+    help="At most so many test slices of each setting, evenly spread.  [default: 64; all at"
+    " base and paper]",
 )
 @click.option(
     "--precision",
@@ -73,7 +78,7 @@ def command(
     data: Path | None,
     phantom: Path | None,
     preset: str,
-    iterations: int,
+    iterations: int | None,
     adapt_iterations: int | None,
     batch_size: int,
     samples: int,
@@ -94,7 +99,7 @@ def command(
     \b
     Examples:
       mfdiff-platform compare table1 --preset small --iterations 1000
-      mfdiff-platform compare table2 --preset base --iterations 50000
+      mfdiff-platform compare table2 --preset base
       mfdiff-platform compare --models mfdiff,m-unet --domain leeds --set lr=5e-4
     """
     if (table is None) == (models is None):
@@ -114,6 +119,11 @@ def command(
         if table is None
         else compare_plan.table(table, samples)
     )
+    large = preset in compare_plan.LARGE
+    if iterations is None:
+        iterations = compare_plan.ITERATIONS if large else compare_plan.SMALL_ITERATIONS
+    if test_slices is None and not large:
+        test_slices = compare_plan.SMALL_TEST_SLICES
     recipe = compare_plan.default_recipe(preset, iterations, batch_size)
     scale = compare_plan.CompareScale(
         size=preset,
