@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped where there is none; the others are shared out.
 
     All that start Ray go to two processes, searches and the rest, and first, since they take
-    longest and mostly wait; of the others a file stays together, with what it sets up once.
+    longest; of the others a file stays together, with what it sets up once.
     """
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

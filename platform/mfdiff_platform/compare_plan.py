@@ -34,9 +34,9 @@ MEAN_EVALUATIONS = 20
 """Evaluations per sample where K samples of the paper's thousand steps would take hours."""
 LARGE = ("base", "paper")
 ITERATIONS, SMALL_ITERATIONS = 50_000, 400
-"""Of the external stage unless told otherwise: the paper's, and those of an hour on two cores."""
+"""Of the external stage unless told otherwise: the paper's, and what a CPU can do."""
 SMALL_TEST_SLICES = 64
-"""Of each setting: one slice by the paper's thousand steps takes 20 s on a core."""
+"""Of each setting unless told otherwise: by the paper's thousand steps one takes 20 s on a core."""
 SMALL_LR = 4e-3
 """Of every row at the small sizes: short trainings at 1e-3 end too early, see PAPER.md."""
 
@@ -129,6 +129,16 @@ class CompareScale:
             )
         if self.test_slices is not None and self.test_slices < 1:
             raise ValueError(f"test_slices must be at least 1, got {self.test_slices=}")
+
+
+def default_iterations(size: str) -> int:
+    """Of the external stage at preset ``size``."""
+    return ITERATIONS if size in LARGE else SMALL_ITERATIONS
+
+
+def default_test_slices(size: str) -> int | None:
+    """At most so many test slices of each setting at preset ``size``; None takes all."""
+    return None if size in LARGE else SMALL_TEST_SLICES
 
 
 def default_recipe(size: str, iterations: int, batch_size: int) -> Recipe:

@@ -314,6 +314,23 @@ def test_a_long_list_of_models_still_names_a_folder(tmp_path: Path) -> None:
     assert Workspace(tmp_path).comparison(f"{everything.name}-small-50000-seed12")
 
 
+@pytest.mark.parametrize(("size", "expected"), [("small", (400, 64)), ("base", (50_000, None))])
+def test_large_sizes_train_as_long_as_the_paper_and_test_on_all_slices(
+    size: str, expected: tuple[int, int | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[CompareScale] = []
+
+    def listening(*arguments: Any, **_: Any) -> None:
+        asked.append(arguments[3])
+        raise ConfigError("heard")
+
+    monkeypatch.setattr("mfdiff_platform.compare.compare", listening)
+    command = ["compare", "table1", "--preset", size, "--workspace", str(tmp_path)]
+    assert CliRunner().invoke(cli, command).exit_code != 0
+    assert [(scale.recipe.iterations, scale.test_slices) for scale in asked] == [expected]
+    assert asked[0].adapt_iterations == 2 * expected[0] // 5
+
+
 def test_training_of_a_table_is_the_same_for_every_row() -> None:
     assert default_recipe("base", 100, 4) == Recipe(
         strategy="internal", iterations=100, batch_size=4, augment="flip"

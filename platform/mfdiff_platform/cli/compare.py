@@ -119,18 +119,14 @@ def command(
         if table is None
         else compare_plan.table(table, samples)
     )
-    large = preset in compare_plan.LARGE
-    if iterations is None:
-        iterations = compare_plan.ITERATIONS if large else compare_plan.SMALL_ITERATIONS
-    if test_slices is None and not large:
-        test_slices = compare_plan.SMALL_TEST_SLICES
+    iterations = iterations or compare_plan.default_iterations(preset)
     recipe = compare_plan.default_recipe(preset, iterations, batch_size)
     scale = compare_plan.CompareScale(
         size=preset,
         recipe=override(recipe, parse_settings(settings)),
         adapt_iterations=adapt_iterations or max(1, 2 * iterations // 5),
         samples=samples,
-        test_slices=test_slices,
+        test_slices=test_slices or compare_plan.default_test_slices(preset),
         precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
