@@ -275,7 +275,9 @@ def outcome(curve: list[tuple[int, float]], trial: Any, halving: Any) -> dict[st
         result = {"psnr": psnr, "iterations": step}
         if halving.on_trial_result(None, trial, result) == "STOP":
             return result
-    return {"psnr": _top(curve), "iterations": curve[-1][0], FINAL: True}
+    last = {"psnr": _top(curve), "iterations": curve[-1][0], FINAL: True}
+    halving.on_trial_result(None, trial, last)
+    return last
 
 
 if __name__ == "__main__":

@@ -37,20 +37,27 @@ class RecipeHalving(FIFOScheduler):
     Near the top early figures differ by less than they will change yet, so until the last rung a
     trial is beaten only by those ahead by more than a tie; without ties a quarter of the replayed
     searches of `benchmarks.search` stopped every recipe worth finding.
+
+    Nor does a trial go on past a rung if a straight line through its last two rungs ends below the
+    best that a trial has finished with: curves bend downwards, so it would end lower still. This is
+    what stops strategies that stand still before they meet the others at the last rung.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
         super().__init__()
         self._objective, self._tie = objective, TIES.get(objective.metric, 0.0)
         marks = sorted({max(1, int(share * iterations)) for share in RUNGS}, reverse=True)
-        self._last, self._best = marks[0], dict[str, float]()
+        self._iterations, self._last = iterations, marks[0]
+        self._best, self._passed = dict[str, float](), dict[str, tuple[int, float]]()
+        self._finished = -math.inf
         self.rungs: dict[int, dict[str, dict[str, float]]] = {mark: {} for mark in marks}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or continue a trial that has reported."""
-        if result.get(FINAL):
-            return str(TrialScheduler.CONTINUE)
         score = self._objective.score(result)
+        if result.get(FINAL):
+            self.note_finished(score)
+            return str(TrialScheduler.CONTINUE)
         strategy = trial.config["recipe"].get("strategy", "")
         goes_on = self.judge(trial.trial_id, strategy, int(result["iterations"]), score)
         if goes_on or trial.config["reference"]:
@@ -72,12 +79,35 @@ class RecipeHalving(FIFOScheduler):
         scores[trial] = score
         tie = 0.0 if mark == self._last else self._tie
         ahead = sum(other > score + tie for other in scores.values())
-        return ahead < max(1, len(scores) // REDUCTION)
+        reach = self._reach(trial, iterations, score)
+        return ahead < max(1, len(scores) // REDUCTION) and reach > self._finished
 
-    def recall(self, number: int, strategy: str, scores: Iterable[tuple[int, float]]) -> None:
-        """Set the bars as trial ``number`` of an earlier session did."""
+    def note_finished(self, score: float) -> None:
+        """A trial ran to its end."""
+        if math.isfinite(score):
+            self._finished = max(score, self._finished)
+
+    def _reach(self, trial: str, iterations: int, score: float) -> float:
+        """Where the line through a trial's last two rungs ends; infinite at its first."""
+        before = self._passed.get(trial)
+        self._passed[trial] = iterations, score
+        if before is None:
+            return math.inf
+        slope = (score - before[1]) / (iterations - before[0])
+        return score + slope * (self._iterations - iterations)
+
+    def recall(
+        self,
+        number: int,
+        strategy: str,
+        scores: Iterable[tuple[int, float]],
+        final: float | None = None,
+    ) -> None:
+        """Set the bars as trial ``number`` of an earlier session did, which may have finished."""
         for iterations, score in scores:
             self.judge(f"earlier-{number}", strategy, iterations, score)
+        if final is not None:
+            self.note_finished(final)
 
 
 def build_scheduler(

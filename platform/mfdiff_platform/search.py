@@ -251,7 +251,8 @@ def _scheduler(study: Study, iterations: int) -> Any:
         for record in study.ledger.ended():
             scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
             strategy = record.config["recipe"].get("strategy", "")
-            scheduler.recall(record.number, strategy, scores)
+            final = aim.score(record.metrics) if record.state == "finished" else None
+            scheduler.recall(record.number, strategy, scores, final)
     return scheduler
 
 

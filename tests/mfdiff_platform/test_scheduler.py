@@ -129,6 +129,41 @@ def test_trial_is_judged_by_its_best_validation_so_far(halving: RecipeHalving) -
     assert verdict(halving, made, 28.0, 45) == TrialScheduler.CONTINUE
 
 
+@pytest.mark.parametrize(
+    ("second", "goes_on"), [(25.3, False), (25.39, False), (25.41, True), (27.0, True)]
+)
+def test_trial_goes_on_if_its_line_ends_above_the_best_that_finished(
+    halving: RecipeHalving, second: float, goes_on: bool
+) -> None:
+    """From 25 at 5 of 90 iterations a line meets 28.32 in the end if it is at 25.39 at 15."""
+    halving.note_finished(28.32)
+    made = trial(halving, strategy="internal")
+    assert verdict(halving, made, 25.0, 5) == TrialScheduler.CONTINUE
+    expected = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+    assert verdict(halving, made, second, 15) == expected
+
+
+def test_trial_that_has_finished_stops_those_that_cannot_reach_it(halving: RecipeHalving) -> None:
+    verdict(halving, trial(halving), 30.0, ITERATIONS, **{FINAL: True})
+    flat = trial(halving, strategy="single_stage")
+    verdicts = [verdict(halving, flat, 29.0, iterations) for iterations in (5, 15)]
+    assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+def test_trial_that_diverged_at_its_end_stops_nobody(halving: RecipeHalving) -> None:
+    verdict(halving, trial(halving), float("nan"), ITERATIONS, **{FINAL: True})
+    flat = trial(halving)
+    verdicts = [verdict(halving, flat, 29.0, iterations) for iterations in (5, 15)]
+    assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE]
+
+
+def test_what_finished_in_an_earlier_session_stops_too(halving: RecipeHalving) -> None:
+    halving.recall(0, "two_stage", [(5, 24.0), (15, 29.0)], final=30.0)
+    flat = trial(halving, strategy="internal")
+    verdicts = [verdict(halving, flat, 29.0, iterations) for iterations in (5, 15)]
+    assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
 def test_strategies_are_compared_with_each_other_at_the_last_rung_alone(
     halving: RecipeHalving,
 ) -> None:
