@@ -46,7 +46,7 @@ def test_attention_equals_the_formula_head_by_head(
 
 def test_attention_weights_sum_to_one_and_stay_within_heads() -> None:
     module = ChannelAttention(8, 4).double()
-    weights = module.attention(features(8).flatten(2), features(8).flatten(2).flip(1))
+    weights = module.attention(features(16).flatten(2))
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 8, dtype=torch.float64))
     head = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     outside = head[:, None] != head
