@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mfdiff_core.comparison.conv_unet import ConvUNet, double_conv, down_stages, unet_groups
-from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
+from mfdiff_core.comparison.system import Losses, OnePassSystem, SystemConfig, check_size
 from mfdiff_core.diffusion.process import to_diffusion
 from mfdiff_core.networks.fusion import Branches, FusionConfig, FusionNet
 from mfdiff_core.networks.mfdiff import GROUP_PREFIXES
@@ -72,7 +72,7 @@ class AblationConfig(SystemConfig):
         return self.patch_size << (len(self.widths) - 1)
 
 
-class AblationUNet(System):
+class AblationUNet(OnePassSystem):
     """A U-Net on x_p, on x_p and x_m, or on x_p and fused features; mean squared error."""
 
     groups = {

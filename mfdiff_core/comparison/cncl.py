@@ -24,7 +24,7 @@ from mfdiff_core.comparison.adversarial import (
     patch_stage,
 )
 from mfdiff_core.comparison.conv_unet import ConvUNet, double_conv, down_stages, unet_groups
-from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
+from mfdiff_core.comparison.system import Losses, OnePassSystem, SystemConfig, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class CNCLConfig(SystemConfig):
         return 16
 
 
-class CNCL(System):
+class CNCL(OnePassSystem):
     """The image from a content U-Net and from x_p minus a noise U-Net, weighed by a 1x1."""
 
     groups = unet_groups("content", "noise") | {

@@ -32,7 +32,7 @@ from mfdiff_core.comparison.adversarial import (
     patch_stage,
     to_tanh,
 )
-from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
+from mfdiff_core.comparison.system import Losses, OnePassSystem, SystemConfig, check_size
 
 REAL_LABELS, FAKE_LABELS = (0.7, 1.2), (0.0, 0.3)
 
@@ -153,7 +153,7 @@ def edges(y: Tensor) -> Tensor:
     return 2.0 * torch.tanh(norm) - 1.0
 
 
-class EAGAN(System):
+class EAGAN(OnePassSystem):
     """U-Net generator against a patch discriminator, with errors of image and edges."""
 
     groups = {  # noqa: RUF012

@@ -27,7 +27,7 @@ from mfdiff_core.comparison.adversarial import (
     to_tanh,
 )
 from mfdiff_core.comparison.conv_unet import conv_block, double_conv
-from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
+from mfdiff_core.comparison.system import Losses, OnePassSystem, SystemConfig, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class HiNet(System):
+class HiNet(OnePassSystem):
     """Two encoders, fused decoding, reconstruction of both inputs, and a discriminator."""
 
     groups = {  # noqa: RUF012

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mfdiff_core.comparison.adversarial import l1
 from mfdiff_core.comparison.conv_unet import ConvUNet, double_conv, down_stages, unet_groups
-from mfdiff_core.comparison.system import Losses, System, SystemConfig, check_size
+from mfdiff_core.comparison.system import Losses, OnePassSystem, SystemConfig, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class MUNetConfig(SystemConfig):
         return 1 << (len(self.widths) - 1)
 
 
-class MUNet(System):
+class MUNet(OnePassSystem):
     """x_p plus a correction read from x_p and x_m; mean absolute error."""
 
     groups = unet_groups("unet")

@@ -106,11 +106,7 @@ class System(nn.Module, ABC):
         """Scalar whose gradient trains all parts at once, see `Losses.total`."""
         return self.training_losses(x_p, x_m, x_s, *extra).total
 
-    def estimate(self, x_p: Tensor, x_m: Tensor) -> Tensor:
-        """Restored slices of one pass through the network, in intensity units."""
-        raise NotImplementedError(f"{type(self).__name__} restores in several passes")
-
-    @torch.no_grad()
+    @abstractmethod
     def restore(
         self,
         x_p: Tensor,
@@ -119,7 +115,7 @@ class System(nn.Module, ABC):
         *scan: Tensor,
         on_step: OnStep | None = None,
     ) -> SampleResult:
-        """Restored slices in intensity units, not negative.
+        """Restored slices in intensity units, not negative; called without gradients.
 
         Args:
             x_p, x_m: images.
@@ -127,10 +123,6 @@ class System(nn.Module, ABC):
             scan: measured data and factors where `needs_sinograms`.
             on_step: called after each network evaluation with (done, total).
         """
-        x = self.estimate(x_p, x_m).clamp_min(0)
-        if on_step is not None:
-            on_step(1, 1)
-        return SampleResult(x, torch.zeros_like(x), 1)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Parameter names by group; every parameter is in exactly one."""
@@ -157,3 +149,26 @@ def check_size(x: Tensor, config: SystemConfig) -> None:
         raise ValueError(
             f"this network needs sizes divisible by {config.size_factor}, got {height}x{width}"
         )
+
+
+class OnePassSystem(System):
+    """A system that restores in one pass through its network."""
+
+    @abstractmethod
+    def estimate(self, x_p: Tensor, x_m: Tensor) -> Tensor:
+        """Restored slices in intensity units, before negative activity is cut off."""
+
+    @torch.no_grad()
+    def restore(
+        self,
+        x_p: Tensor,
+        x_m: Tensor,
+        noise: Noise,
+        *scan: Tensor,
+        on_step: OnStep | None = None,
+    ) -> SampleResult:
+        """See `System.restore`."""
+        x = self.estimate(x_p, x_m).clamp_min(0)
+        if on_step is not None:
+            on_step(1, 1)
+        return SampleResult(x, torch.zeros_like(x), 1)

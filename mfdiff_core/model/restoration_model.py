@@ -59,15 +59,6 @@ class RestorationModel(nn.Module, ABC):
         """Whether losses and restoration take the measured data."""
         return False
 
-    @property
-    def fusion_is_frozen(self) -> bool:
-        """Whether F of an image stays what it is during training; never without a fusion."""
-        return False
-
-    def fuse(self, x_p: Tensor, x_m: Tensor) -> Tensor:
-        """Fused features F [B, C, h, w] of images [B, 1, H, W] in intensity units."""
-        raise NotImplementedError(f"{self.config.system} has no features of its own")
-
     @abstractmethod
     def draw(self, shape: torch.Size, progress: float, source: torch.Generator) -> list[Tensor]:
         """What is random in a step: tensors of as many rows as the global batch.

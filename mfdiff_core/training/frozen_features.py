@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mfdiff_core.data.batches import Batch
-from mfdiff_core.model import RestorationModel
+from mfdiff_core.model import MFdiffModel, RestorationModel
+
+Fuse = Callable[[Tensor, Tensor], Tensor]
 
 MEMORY_SHARE = 0.5
 """Share of the memory free at the start that features may take."""
@@ -23,13 +26,13 @@ class FrozenFeatures:
     key (augmentation that never repeats itself gives none) and while there is room.
 
     Args:
-        model: whose fusion it is; watched for being frozen.
+        model: whose fusion it is, watched for being frozen; only MFdiff has one.
         precision: of the training, so that F is what the step itself would have computed.
         keep: keep features for later steps.
     """
 
     def __init__(self, model: RestorationModel, precision: str, *, keep: bool = True) -> None:
-        self._model = model
+        self._model = model if isinstance(model, MFdiffModel) else None
         self._precision = precision
         self._keep = keep
         self._room: float | None = None
@@ -37,19 +40,19 @@ class FrozenFeatures:
 
     def __call__(self, batch: Batch) -> Tensor | None:
         """F [B, C, h, w] of a batch, or None where the fusion is being trained."""
-        if not self._model.fusion_is_frozen:
+        if self._model is None or not self._model.fusion_is_frozen:
             self._kept.clear()
             return None
-        keys = batch.keys or ("",) * len(batch.x_p)
-        return torch.cat([self._of(batch, row, key) for row, key in enumerate(keys)])
+        fuse, keys = self._model.fuse, batch.keys or ("",) * len(batch.x_p)
+        return torch.cat([self._of(fuse, batch, row, key) for row, key in enumerate(keys)])
 
-    def _of(self, batch: Batch, row: int, key: str) -> Tensor:
+    def _of(self, fuse: Fuse, batch: Batch, row: int, key: str) -> Tensor:
         if key in self._kept:
             return self._kept[key]
         x_p, x_m = batch.x_p[row : row + 1], batch.x_m[row : row + 1]
         bf16 = self._precision == "bf16"
         with torch.no_grad(), torch.autocast(x_p.device.type, torch.bfloat16, enabled=bf16):
-            f = self._model.fuse(x_p, x_m)
+            f = fuse(x_p, x_m)
         if self._keep and key and self._fits(f):
             self._kept[key] = f
         return f

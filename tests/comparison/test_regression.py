@@ -134,6 +134,7 @@ def test_cmunet_has_the_fusion_of_mfdiff() -> None:
 @torch.no_grad()
 def test_ablation_loss_is_the_squared_error(slices: Slices) -> None:
     system = thin("munet").eval()
+    assert isinstance(system, AblationUNet)
     error = system.estimate(slices.x_p, slices.x_m) - slices.x_s
     torch.testing.assert_close(system(*slices.images), error.square().mean())
 

@@ -23,11 +23,10 @@ parameters:
   lr: {value: 1e-3}
   ema: {value: 0.0}
 references:
-  - {name: killed, strategy: two_stage, lr: 2e-3}
   - {name: thawed, strategy: two_stage, lr: 1e-3, freeze: fusion, unfreeze_at: 0.5, l2sp: 0.1}
 """
-NAMES = ["external", "two-stage (paper)", "internal", "killed", "thawed"]
-# A worker of the fourth trial is killed; then a trial without end is stopped at its first report.
+NAMES = ["external", "two-stage (paper)", "internal", "thawed"]
+# A worker of the third trial is killed; then a trial without end is stopped at its first report.
 PROGRAM = """
 import json, os, signal, sys, time
 from dataclasses import replace
@@ -61,7 +60,7 @@ request = plan_study(workspace, plan)
 trials = workspace.study("toy") / "trials"
 
 def kill_a_worker():
-    card = trials / "0003/workers/1.json"
+    card = trials / "0002/workers/1.json"
     while not card.is_file():
         time.sleep(0.01)
     os.kill(json.loads(card.read_text())["pid"], signal.SIGKILL)
@@ -70,7 +69,7 @@ Thread(target=kill_a_worker, daemon=True).start()
 told = {}
 with connect(cpus=4, gpus=4) as cluster:
     store.prepare()
-    done = adapt(workspace, store, request, SearchScale(trials=5, gpus_per_trial=2))
+    done = adapt(workspace, store, request, SearchScale(trials=4, gpus_per_trial=2))
     told["trials"] = [
         {"name": r.config["reference"], "state": r.state, "reason": r.reason,
          "metrics": r.metrics, "curve": r.curve}
@@ -78,13 +77,16 @@ with connect(cpus=4, gpus=4) as cluster:
     ]
     told["gpus"] = [
         [json.loads(card.read_text())["gpus"] for card in sorted(trials.glob(f"{n:04d}/workers/*"))]
-        for n in range(5)
+        for n in range(4)
     ]
     dataset = open_dataset(data_folder)
     data = trial_data(done.study, dataset)
     alone = replace(trial_setting(done.study, {}), folder=root / "alone")
     told["alone"] = []
     for record in done.study.ledger:
+        if record.state == "failed":
+            told["alone"].append(None)
+            continue
         curve = []
         note = lambda m: curve.append((int(m["iterations"]), m["psnr"]))
         recipe = from_dict(Recipe, record.config["recipe"])
@@ -127,7 +129,7 @@ def told(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1, 2, 4])
+@pytest.mark.parametrize("number", [0, 1, 3])
 def test_two_workers_give_what_one_gives(told: dict[str, Any], number: int) -> None:
     trial, alone = told["trials"][number], told["alone"][number]
     assert (trial["name"], trial["state"]) == (NAMES[number], "finished")
@@ -147,8 +149,8 @@ def test_each_worker_has_a_gpu_of_its_own(told: dict[str, Any]) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trial_whose_worker_is_killed_fails_and_the_search_goes_on(told: dict[str, Any]) -> None:
-    killed = told["trials"][3]
-    assert (killed["name"], killed["state"]) == ("killed", "failed")
+    killed = told["trials"][2]
+    assert (killed["name"], killed["state"]) == ("internal", "failed")
     assert killed["reason"] == "its worker died (out of memory, or killed)"
 
 
