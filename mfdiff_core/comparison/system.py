@@ -160,12 +160,7 @@ class OnePassSystem(System):
 
     @torch.no_grad()
     def restore(
-        self,
-        x_p: Tensor,
-        x_m: Tensor,
-        noise: Noise,
-        *scan: Tensor,
-        on_step: OnStep | None = None,
+        self, x_p: Tensor, x_m: Tensor, noise: Noise, *scan: Tensor, on_step: OnStep | None = None
     ) -> SampleResult:
         """See `System.restore`."""
         x = self.estimate(x_p, x_m).clamp_min(0)
