@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
@@ -19,6 +19,14 @@ RUNGS = (1 / 18, 1 / 6, 1 / 2)
 
 TIES = {"psnr": 0.05}
 """Differences of a metric that say nothing early on: whoever is so close is not behind."""
+
+
+class _Passed(NamedTuple):
+    """Where a trial stood when it came to a rung."""
+
+    mark: int
+    iterations: int
+    score: float
 
 
 class RecipeHalving(FIFOScheduler):
@@ -38,9 +46,11 @@ class RecipeHalving(FIFOScheduler):
     trial is beaten only by those ahead by more than a tie; without ties a quarter of the replayed
     searches of `benchmarks.search` stopped every recipe worth finding.
 
-    Nor does a trial go on past a rung if a straight line through its last two rungs ends below the
-    best that a trial has finished with: curves bend downwards, so it would end lower still. This is
-    what stops strategies that stand still before they meet the others at the last rung.
+    Nor does a trial go on past its second rung if it cannot come first: neither does a straight
+    line through its last two rungs end above the best that a trial has finished with, nor has a
+    finished trial of its strategy made up as much from there. This is what stops strategies that
+    stand still before they meet the others at the last rung. The line alone would stop the best
+    recipes of fast learning, whose figures jitter early on and rise late.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
@@ -48,17 +58,17 @@ class RecipeHalving(FIFOScheduler):
         self._objective, self._tie = objective, TIES.get(objective.metric, 0.0)
         marks = sorted({max(1, int(share * iterations)) for share in RUNGS}, reverse=True)
         self._iterations, self._last = iterations, marks[0]
-        self._best, self._passed = dict[str, float](), dict[str, tuple[int, float]]()
-        self._finished = -math.inf
+        self._best, self._passed = dict[str, float](), dict[str, list[_Passed]]()
+        self._finished, self._gains = -math.inf, dict[tuple[str, int], float]()
         self.rungs: dict[int, dict[str, dict[str, float]]] = {mark: {} for mark in marks}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or continue a trial that has reported."""
         score = self._objective.score(result)
-        if result.get(FINAL):
-            self.note_finished(score)
-            return str(TrialScheduler.CONTINUE)
         strategy = trial.config["recipe"].get("strategy", "")
+        if result.get(FINAL):
+            self.note_finished(trial.trial_id, strategy, score)
+            return str(TrialScheduler.CONTINUE)
         goes_on = self.judge(trial.trial_id, strategy, int(result["iterations"]), score)
         if goes_on or trial.config["reference"]:
             return str(TrialScheduler.CONTINUE)
@@ -79,22 +89,28 @@ class RecipeHalving(FIFOScheduler):
         scores[trial] = score
         tie = 0.0 if mark == self._last else self._tie
         ahead = sum(other > score + tie for other in scores.values())
-        reach = self._reach(trial, iterations, score)
+        reach = self._reach(trial, strategy, _Passed(mark, iterations, score))
         return ahead < max(1, len(scores) // REDUCTION) and reach > self._finished
 
-    def note_finished(self, score: float) -> None:
-        """A trial ran to its end."""
-        if math.isfinite(score):
-            self._finished = max(score, self._finished)
+    def note_finished(self, trial: str, strategy: str, score: float) -> None:
+        """A trial ran to its end: the bar for all others, and what its strategy can gain."""
+        if not math.isfinite(score):
+            return
+        self._finished = max(score, self._finished)
+        for passed in self._passed.get(trial, ()):
+            kind = strategy, passed.mark
+            self._gains[kind] = max(score - passed.score, self._gains.get(kind, 0.0))
 
-    def _reach(self, trial: str, iterations: int, score: float) -> float:
-        """Where the line through a trial's last two rungs ends; infinite at its first."""
-        before = self._passed.get(trial)
-        self._passed[trial] = iterations, score
-        if before is None:
+    def _reach(self, trial: str, strategy: str, here: _Passed) -> float:
+        """What a trial may end with at best, as far as a rung can tell; infinite at its first."""
+        path = self._passed.setdefault(trial, [])
+        path.append(here)
+        if len(path) == 1:
             return math.inf
-        slope = (score - before[1]) / (iterations - before[0])
-        return score + slope * (self._iterations - iterations)
+        before = path[-2]
+        slope = (here.score - before.score) / (here.iterations - before.iterations)
+        line = here.score + slope * (self._iterations - here.iterations)
+        return max(line, here.score + self._gains.get((strategy, here.mark), 0.0))
 
     def recall(
         self,
@@ -104,10 +120,11 @@ class RecipeHalving(FIFOScheduler):
         final: float | None = None,
     ) -> None:
         """Set the bars as trial ``number`` of an earlier session did, which may have finished."""
+        trial = f"earlier-{number}"
         for iterations, score in scores:
-            self.judge(f"earlier-{number}", strategy, iterations, score)
+            self.judge(trial, strategy, iterations, score)
         if final is not None:
-            self.note_finished(final)
+            self.note_finished(trial, strategy, final)
 
 
 def build_scheduler(

@@ -136,11 +136,27 @@ def test_trial_goes_on_if_its_line_ends_above_the_best_that_finished(
     halving: RecipeHalving, second: float, goes_on: bool
 ) -> None:
     """From 25 at 5 of 90 iterations a line meets 28.32 in the end if it is at 25.39 at 15."""
-    halving.note_finished(28.32)
+    halving.note_finished("another", "two_stage", 28.32)
     made = trial(halving, strategy="internal")
     assert verdict(halving, made, 25.0, 5) == TrialScheduler.CONTINUE
     expected = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
     assert verdict(halving, made, second, 15) == expected
+
+
+@pytest.mark.parametrize(("second", "goes_on"), [(27.9, False), (28.1, True)])
+def test_trial_goes_on_if_one_of_its_strategy_has_made_up_as_much(
+    halving: RecipeHalving, second: float, goes_on: bool
+) -> None:
+    """The paper's recipe gained 4 from the second rung on: who stands at 28 may come to 32."""
+    paper = trial(halving, "two-stage (paper)")
+    for iterations, psnr in ((5, 23.0), (15, 24.0), (45, 27.0)):
+        verdict(halving, paper, psnr, iterations)
+    verdict(halving, paper, 28.0, ITERATIONS, **{FINAL: True})
+    halving.note_finished("another", "internal", 32.0)
+    flat = trial(halving)
+    verdict(halving, flat, second, 5)
+    expected = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+    assert verdict(halving, flat, second, 15) == expected
 
 
 def test_trial_that_has_finished_stops_those_that_cannot_reach_it(halving: RecipeHalving) -> None:
