@@ -46,6 +46,9 @@ class DiffusionConfig:
         output_scale: with target "x0", the network predicts its target divided by this. A
             residual is a tenth of an image; unscaled, its gradients are so small that training
             stalls at the low-dose image.
+        clip_in_loss: with target "x0", the loss is that of the clipped estimate, which is what
+            restoration returns. Where there is no activity the network may then stay below zero
+            instead of cancelling each speck of noise.
         variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
         clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
             leaves room above 1, as intensities are scaled by the low-dose image.
@@ -58,6 +61,7 @@ class DiffusionConfig:
     residual: bool = False
     smoothing_px: float = 0.0
     output_scale: float = 1.0
+    clip_in_loss: bool = False
     variance: Variance = "posterior"
     clip: tuple[float, float] | None = (-1.0, 1.5)
 
@@ -80,6 +84,11 @@ class DiffusionConfig:
             raise ValueError(
                 "output_scale must be positive, and 1 unless target='x0', "
                 f"got output_scale={self.output_scale}, target={self.target!r}"
+            )
+        if self.clip_in_loss and (self.target != "x0" or self.clip is None):
+            raise ValueError(
+                "clip_in_loss=True needs target='x0' and a clip, "
+                f"got target={self.target!r}, clip={self.clip}"
             )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got clip={self.clip}")
@@ -125,6 +134,9 @@ class DiffusionProcess:
 
     def loss(self, output: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
         """Mean squared error of the target, Eq. (9), in float32; a scalar."""
+        if self.config.clip_in_loss:
+            error = self.predict_x0(output.float(), x_0, t, x_p) - x_0
+            return (error / self.config.output_scale).float().square().mean()
         return F.mse_loss(output.float(), self.target(x_0, t, eps, x_p).float())
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor, x_p: Tensor) -> Tensor:

@@ -60,7 +60,9 @@ MODELS = ("mfdiff", *SYSTEMS)
 """Every model's name on the command line."""
 PRESETS = NETWORK_PRESETS
 _FEW_STEPS = {
-    "diffusion": DiffusionConfig(target="x0", residual=True, smoothing_px=0.9, output_scale=0.1),
+    "diffusion": DiffusionConfig(
+        target="x0", residual=True, smoothing_px=0.9, output_scale=0.1, clip_in_loss=True
+    ),
     "sampler": SamplerConfig(name="ddim", num_evaluations=2),
 }
 _AS_IN_THE_PAPER = {

@@ -120,6 +120,27 @@ def test_loss_is_the_mean_of_squared_errors_in_float32() -> None:
     torch.testing.assert_close(loss, eps.square().mean())
 
 
+def test_clipped_loss_asks_for_nothing_below_zero_activity() -> None:
+    """Of three pixels without activity one is above; the one with activity is 0.2 too low."""
+    p = process(target="x0", output_scale=0.5, clip_in_loss=True, clip=(-1.0, 1.5))
+    x_0 = torch.tensor([[[[-1.0, -1.0, -1.0, 0.4]]]])
+    estimate = torch.tensor([[[[-1.3, -1.0, -0.9, 0.2]]]])
+    output = (estimate / 0.5).requires_grad_()
+    loss = p.loss(output, x_0, STEPS[:1], x_0, x_0)
+    expected = (0.1**2 + 0.2**2) / 0.5**2 / 4
+    assert loss.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert gradient.sign().flatten().tolist() == [0.0, 0.0, 1.0, -1.0]
+
+
+def test_losses_with_and_without_clipping_agree_inside_the_bounds() -> None:
+    x_0, eps, x_p = images()
+    given = {"target": "x0", "residual": True, "output_scale": 0.1, "clip": (-99, 99)}
+    plain, clipped = (process(**given, clip_in_loss=clip) for clip in (False, True))
+    losses = [p.loss(0.3 * eps, x_0, STEPS, eps, x_p) for p in (plain, clipped)]
+    torch.testing.assert_close(*losses)
+
+
 def test_estimates_of_x_0_are_clipped() -> None:
     _, x_t, x_p = images()
     estimate = process(clip=(-1.0, 1.5)).predict_x0(torch.zeros_like(x_t), 1e3 * x_t, STEPS, x_p)
@@ -191,6 +212,8 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"smoothing_px": 0.9}, "smoothing_px=0.9, residual=False"),
         ({"target": "x0", "output_scale": 0.0}, "output_scale=0.0"),
         ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),
+        ({"clip_in_loss": True}, "clip_in_loss=True needs target='x0' and a clip"),
+        ({"target": "x0", "clip_in_loss": True, "clip": None}, "clip=None"),
         ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),
         ({"target": "score"}, "'score' is not one of"),
     ],

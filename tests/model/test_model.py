@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mfdiff_core.config import from_dict, override, to_dict
 from mfdiff_core.data.dataset import Dataset
+from mfdiff_core.diffusion.process import DiffusionConfig
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.model import (
@@ -122,7 +123,8 @@ def test_each_network_evaluation_is_reported(
 def test_restored_activity_is_never_negative(
     tiny_config: ModelConfig, pair: tuple[Tensor, Tensor]
 ) -> None:
-    unclipped = build_model(override(tiny_config, {"diffusion.clip": None}), 0)
+    changes = {"diffusion.clip": None, "diffusion.clip_in_loss": False}
+    unclipped = build_model(override(tiny_config, changes), 0)
     dark = unclipped.restore(0 * pair[0] - 5, pair[1], KEYS).x_s
     assert float(dark.min()) == 0
 
@@ -163,7 +165,7 @@ def test_loss_of_a_silent_network_is_the_power_of_the_noise(
     tiny_config: ModelConfig, pair: tuple[Tensor, Tensor]
 ) -> None:
     """Eq. (9) with an output of zero."""
-    plain = {"target": "eps", "residual": False, "smoothing_px": 0.0, "output_scale": 1.0}
+    plain = to_dict(DiffusionConfig(num_steps=tiny_config.diffusion.num_steps))
     config = override(tiny_config, {f"diffusion.{key}": value for key, value in plain.items()})
     eps = torch.randn(3, 1, 32, 32)
     loss = build_model(config, 0)(*pair, pair[0], torch.tensor([0, 7, 19]), eps)
