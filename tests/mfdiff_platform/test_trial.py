@@ -132,7 +132,7 @@ def test_bundle_holds_the_best_validation_s_weights_and_metrics(
     assert again["psnr"] == pytest.approx(best["psnr"], abs=1e-4)
 
 
-@pytest.mark.parametrize(("lr", "overshoots"), [(1e-4, False), (0.03, True)])
+@pytest.mark.parametrize(("lr", "overshoots"), [(1e-4, False), (0.4, True)])
 def test_last_weights_are_kept_beside_the_best_where_they_differ(
     setting: TrialSetting, data: TrialData, lr: float, overshoots: bool
 ) -> None:
