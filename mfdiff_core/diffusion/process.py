@@ -46,9 +46,9 @@ class DiffusionConfig:
         output_scale: with target "x0", the network predicts its target divided by this. A
             residual is a tenth of an image; unscaled, its gradients are so small that training
             stalls at the low-dose image.
-        clip_in_loss: with target "x0", the loss is that of the clipped estimate, which is what
-            restoration returns. Where there is no activity the network may then stay below zero
-            instead of cancelling each speck of noise.
+        clip_in_loss: with target "x0", the loss is that of the estimate cut off at the lower bound
+            of ``clip``, as restoration does. Where there is no activity the network may then stay
+            below zero instead of cancelling each speck of noise.
         variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
         clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
             leaves room above 1, as intensities are scaled by the low-dose image.
@@ -134,9 +134,9 @@ class DiffusionProcess:
 
     def loss(self, output: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
         """Mean squared error of the target, Eq. (9), in float32; a scalar."""
-        if self.config.clip_in_loss:
-            error = self.predict_x0(output.float(), x_0, t, x_p) - x_0
-            return (error / self.config.output_scale).float().square().mean()
+        if self.config.clip_in_loss and self.config.clip is not None:
+            estimate = self._estimate(output.float(), x_p).clamp_min(self.config.clip[0])
+            return ((estimate - x_0) / self.config.output_scale).float().square().mean()
         return F.mse_loss(output.float(), self.target(x_0, t, eps, x_p).float())
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor, x_p: Tensor) -> Tensor:
@@ -148,8 +148,7 @@ class DiffusionProcess:
         elif self.config.target == "v":
             x_0 = signal * x_t - noise * output
         else:
-            x_0 = output * self.config.output_scale
-            x_0 = x_0 + self._base(x_p) if self.config.residual else x_0
+            x_0 = self._estimate(output, x_p)
         return x_0 if self.config.clip is None else x_0.clamp(*self.config.clip)
 
     def predict_eps(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -171,6 +170,11 @@ class DiffusionProcess:
     def sigma(self, t: int, s: int) -> float:
         """Standard deviation sigma_t of the step from t to s; 0 where the chain ends."""
         return self._posterior(t, s)[2] if s >= 0 else 0.0
+
+    def _estimate(self, output: Tensor, x_p: Tensor) -> Tensor:
+        """Estimate of x_0 from an output of target "x0", not clipped."""
+        x_0 = output * self.config.output_scale
+        return x_0 + self._base(x_p) if self.config.residual else x_0
 
     def _base(self, x_p: Tensor) -> Tensor:
         """What a residual is added to: x_p, filtered by ``smoothing_px``."""

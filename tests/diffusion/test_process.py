@@ -121,16 +121,16 @@ def test_loss_is_the_mean_of_squared_errors_in_float32() -> None:
 
 
 def test_clipped_loss_asks_for_nothing_below_zero_activity() -> None:
-    """Of three pixels without activity one is above; the one with activity is 0.2 too low."""
+    """Of three pixels without activity one is above zero; others are too low, and too bright."""
     p = process(target="x0", output_scale=0.5, clip_in_loss=True, clip=(-1.0, 1.5))
-    x_0 = torch.tensor([[[[-1.0, -1.0, -1.0, 0.4]]]])
-    estimate = torch.tensor([[[[-1.3, -1.0, -0.9, 0.2]]]])
+    x_0 = torch.tensor([[[[-1.0, -1.0, -1.0, 0.4, 1.4]]]])
+    estimate = torch.tensor([[[[-1.3, -1.0, -0.9, 0.2, 1.7]]]])
     output = (estimate / 0.5).requires_grad_()
     loss = p.loss(output, x_0, STEPS[:1], x_0, x_0)
-    expected = (0.1**2 + 0.2**2) / 0.5**2 / 4
+    expected = (0.1**2 + 0.2**2 + 0.3**2) / 0.5**2 / 5
     assert loss.item() == pytest.approx(expected)
     (gradient,) = torch.autograd.grad(loss, output)
-    assert gradient.sign().flatten().tolist() == [0.0, 0.0, 1.0, -1.0]
+    assert gradient.sign().flatten().tolist() == [0.0, 0.0, 1.0, -1.0, 1.0]
 
 
 def test_losses_with_and_without_clipping_agree_inside_the_bounds() -> None:
