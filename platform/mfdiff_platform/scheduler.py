@@ -12,10 +12,15 @@ from mfdiff_platform.objective import PSNR, Objective
 from mfdiff_platform.study import SchedulerName
 from mfdiff_platform.suggestion import FINAL
 
-REDUCTION = 4
+REDUCTION = 8
 """One trial in as many goes on from a rung to the next."""
-RUNGS = (1 / 18, 1 / 6, 1 / 2)
-"""Shares of a full trial at which it is decided; at the first validation after each."""
+RUNGS = (1 / 18, 1 / 9, 2 / 9, 4 / 9)
+"""Shares of a full trial at which it is decided; at the first validation after each.
+
+Each is twice the one before: what a trial costs that is stopped next is never more than it has
+cost already. With rungs at 1/6 and 1/2, and a quarter that goes on, studies of 30 trials took a
+third of what 30 full ones take; most of it went into trials that never led.
+"""
 
 TIES = {"psnr": 0.05}
 """Differences of a metric that say nothing early on: whoever is so close is not behind."""
@@ -32,7 +37,7 @@ class _Passed(NamedTuple):
 class RecipeHalving(FIFOScheduler):
     """ASHA on the deciding metric at matched iterations (arXiv 1810.05934).
 
-    A trial goes on while it is among the best quarter of those that came as far, so one that comes
+    A trial goes on while it is among the best eighth of those that came as far, so one that comes
     among the first has to be the best. Ray's own ASHA interpolates a quantile instead, which in
     30 trials lets twice as many through. Reference recipes are never stopped but are a bar for
     others, so that the first points of a search have one.
