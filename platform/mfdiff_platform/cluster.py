@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from mfdiff_platform.progress import say
 
 KNOCK_S = 5.0
 JUST_ENDING_S, LOOK_S, TELL_S = 5.0, 0.5, 30.0
+WAIT_S = 1.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -264,10 +265,16 @@ def _keep_token_private() -> None:
         folder.chmod(0o700)
 
 
-def as_completed(tasks: list[Any]) -> Iterator[Any]:
+def as_completed(
+    tasks: list[Any], while_waiting: Callable[[], None] = lambda: None
+) -> Iterator[Any]:
     """Results of Ray tasks as they come; a task's fault is raised in its own words.
 
     Whatever ends the iteration early, such as that fault or Ctrl-C, ends the other tasks too.
+
+    Args:
+        tasks: what runs.
+        while_waiting: called about once a second.
 
     Raises:
         ResourceError: Ray itself gave up: a worker or its machine died, or ran out of memory.
@@ -276,8 +283,10 @@ def as_completed(tasks: list[Any]) -> Iterator[Any]:
 
     try:
         while tasks:
-            ready, tasks = ray.wait(tasks, num_returns=1)
-            yield ray.get(ready[0])
+            ready, tasks = ray.wait(tasks, num_returns=1, timeout=WAIT_S)
+            if ready:
+                yield ray.get(ready[0])
+            while_waiting()
     except ray.exceptions.RayTaskError as failure:
         raise failure.cause from None
     except ray.exceptions.RayError as failure:

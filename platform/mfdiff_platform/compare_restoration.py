@@ -21,7 +21,7 @@ from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_platform.compare_plan import CompareScale, Method
 from mfdiff_platform.compare_training import repeatable
-from mfdiff_platform.progress import task
+from mfdiff_platform.progress import Task, task
 from mfdiff_platform.slice_parts import by_setting, evenly
 
 TENSORS, FACTS = "restored.safetensors", "facts.json"
@@ -64,15 +64,10 @@ def filtered(domain: Dataset, test: SliceSet) -> tuple[dict[str, Restoration], d
     return {name: Restoration(x) for name, x in images.items()}, notes
 
 
-def restored_by(
-    method: Method,
-    bundle: Bundle,
-    test: SliceSet,
-    dataset: Dataset,
-    scale: CompareScale,
-    kept: Path,
-) -> Restoration:
-    """The test slices by one row, from an earlier comparison if it did the same.
+def restoration_name(
+    method: Method, bundle: Bundle, test: SliceSet, dataset: Dataset, scale: CompareScale
+) -> str:
+    """Name of a folder by all that decides how a row restores the test slices.
 
     Args:
         method: how the weights restore.
@@ -80,32 +75,36 @@ def restored_by(
         test: the slices.
         dataset: whose they are.
         scale: size and seed.
-        kept: folder of all that was ever restored.
     """
-    config = method.restoring(scale.size)
     what = {
         "weights": bundle.provenance.sha256,
-        "config": to_dict(config),
+        "config": to_dict(method.restoring(scale.size)),
         "data": dataset.manifest.fingerprint,
         "slices": [info.key for info in test.infos],
         "seed": scale.seed,
         "code": mfdiff_core.__version__,
     }
-    folder = kept / sha256_text(json.dumps(what, sort_keys=True))[:24]
-    parts = kept / f"{folder.name}.parts"
+    return sha256_text(json.dumps(what, sort_keys=True))[:24]
+
+
+def restored_by(
+    method: Method, bundle: Bundle, test: SliceSet, scale: CompareScale, folder: Path
+) -> Restoration:
+    """The test slices by one row, from ``folder`` if they are there."""
+    parts = folder.with_name(f"{folder.name}.parts")
     if not folder.is_dir():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build_model(config, scale.seed)
+        model = build_model(method.restoring(scale.size), scale.seed)
         model.load_state_dict(bundle.weights())
         model.to(device).eval()
         with repeatable(), task(f"Restoring by {method.label}", len(test)) as shown:
-            _save(folder, _restore(model, test, scale.seed, parts, shown.update))
+            _save(folder, _restore(model, test, scale.seed, parts, shown))
     shutil.rmtree(parts, ignore_errors=True)
     return _load(folder)
 
 
 def _restore(
-    model: RestorationModel, slices: SliceSet, seed: int, parts: Path, show: Callable[[int], None]
+    model: RestorationModel, slices: SliceSet, seed: int, parts: Path, shown: Task
 ) -> Restoration:
     """Restore ``slices`` by batches, and time it; each batch is kept in ``parts`` at once.
 
@@ -115,19 +114,29 @@ def _restore(
     for start in range(0, len(slices), BATCH_SIZE):
         part = parts / f"{start:06d}"
         if not part.is_dir():
-            _save(part, _restore_batch(model, slices, slice(start, start + BATCH_SIZE), seed))
+            rows = slice(start, start + BATCH_SIZE)
+            _save(part, _restore_batch(model, slices, rows, seed, shown.note))
         done.append(_load(part))
-        show(min(start + BATCH_SIZE, len(slices)))
+        shown.update(min(start + BATCH_SIZE, len(slices)))
     seconds = sum(batch.slice_s * len(batch.x_s) for batch in done)
     x_s = torch.cat([batch.x_s for batch in done])
     return Restoration(x_s, seconds / len(slices), done[-1].evaluations)
 
 
 def _restore_batch(
-    model: RestorationModel, slices: SliceSet, rows: slice, seed: int
+    model: RestorationModel,
+    slices: SliceSet,
+    rows: slice,
+    seed: int,
+    note: Callable[[str], None],
 ) -> Restoration:
     device = next(model.parameters()).device
     evaluations = [0]
+
+    def on_step(done: int, total: int) -> None:
+        evaluations.append(total)
+        note(f"evaluation {done}/{total}")
+
     keys = [info.key for info in slices.infos[rows]]
     images = (slices.x_p[rows].to(device), slices.x_m[rows].to(device))
     given = None if slices.sinograms is None else slices.sinograms[rows].to(device)
@@ -137,7 +146,7 @@ def _restore_batch(
         keys,
         seed=seed,
         sinograms=given,
-        on_step=lambda _, total: evaluations.append(total),
+        on_step=on_step,
     )
     x_s = done.x_s.cpu()
     return Restoration(x_s, (time.monotonic() - started) / len(x_s), evaluations[-1])

@@ -78,6 +78,11 @@ class Arm:
         """Equal for trainings that end with the same weights."""
         return sha256_text(json.dumps(self.describe(), sort_keys=True))
 
+    @property
+    def first(self) -> Arm:
+        """The training that comes before all others of this one."""
+        return self.parent.first if self.parent else self
+
     def folder(self, models: Path) -> Path:
         """Its place below a folder of models."""
         return models / f"{self.model.system}-{self.fingerprint[:16]}"
@@ -110,6 +115,12 @@ def trained(arm: Arm, models: Path) -> Trained:
     before = (parent.iterations, parent.training_s) if parent else (0, 0.0)
     iterations = before[0] + arm.recipe.iterations
     return Trained(load_bundle(folder / BUNDLE), iterations, before[1] + spent)
+
+
+def find_trained(arm: Arm, models: Path) -> Bundle | None:
+    """The arm's bundle if it has been trained."""
+    folder = arm.folder(models) / BUNDLE
+    return load_bundle(folder) if folder.is_dir() else None
 
 
 def _train(arm: Arm, folder: Path, parent: Bundle | None, shown: Task) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -21,10 +24,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mfdiff_core.files import write_json
+
 MOST_ROWS = 12
 
 console = Console(stderr=True, highlight=False)
-PLAIN_INTERVAL_S = 10.0
+PLAIN_INTERVAL_S, POST_INTERVAL_S = 10.0, 1.0
 
 
 class Task:
@@ -37,11 +42,11 @@ class Task:
         self._id: TaskID | None = bar.add_task(title, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._note = ""
+        self._note, self._done = "", 0
 
     def update(self, done: int, note: str = "") -> None:
         """Show ``done`` of the total and a short note such as the current loss."""
-        self._note = escape(note) or self._note
+        self._note, self._done = escape(note) or self._note, done
         self._first = self._first or (time.monotonic(), done)
         if self._bar is not None and self._id is not None:
             self._bar.update(self._id, completed=done, note=self._note)
@@ -57,6 +62,10 @@ class Task:
             return ""
         seconds = (self.total - done) * (time.monotonic() - since) / gained
         return f", {timedelta(seconds=round(seconds))} left"
+
+    def note(self, text: str) -> None:
+        """Another note, no progress."""
+        self.update(self._done, text)
 
     def progress(self, done: int, total: int) -> None:
         """Show ``done`` of a total that was not known at the start."""
@@ -97,9 +106,68 @@ class _Bar(Progress):
             yield self.below
 
 
+@dataclass(frozen=True)
+class Post:
+    """How far a task of another process is."""
+
+    title: str
+    done: int
+    total: int
+    note: str = ""
+
+
+class _Posted(Task):
+    """A task that nobody sees here: a file says how far it is."""
+
+    def __init__(self, title: str, total: int, path: Path) -> None:
+        super().__init__(title, total, None)
+        self._plain_title, self._path = title, path
+        self._write()
+
+    def update(self, done: int, note: str = "") -> None:
+        self._done, self._note = done, note or self._note
+        if time.monotonic() - self._printed >= POST_INTERVAL_S:
+            self._write()
+
+    def _write(self) -> None:
+        post = Post(self._plain_title, self._done, self.total, self._note)
+        write_json(self._path, asdict(post))
+        self._printed = time.monotonic()
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+_post: Path | None = None
+
+
+@contextmanager
+def posting(path: Path) -> Iterator[None]:
+    """In the block tasks are written to the file ``path`` for `posted` instead of shown."""
+    global _post
+    before, _post = _post, path
+    try:
+        yield
+    finally:
+        _post = before
+
+
+def posted(path: Path) -> Post | None:
+    """What a worker that is `posting` is at; None between its tasks."""
+    try:
+        return Post(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
 @contextmanager
 def task(title: str, total: int) -> Iterator[Task]:
     """Show a task while the block runs; without a terminal, a plain line now and then."""
+    if _post is not None:
+        silent = _Posted(title, total, _post)
+        yield silent
+        silent.close()
+        return
     if not console.is_terminal:
         console.print(f"  {escape(title)} ...", soft_wrap=True)
         shown = Task(title, total, None)

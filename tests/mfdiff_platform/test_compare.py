@@ -24,9 +24,16 @@ from mfdiff_core.files import read_json
 from mfdiff_core.model import MODELS, ModelConfig, preset
 from mfdiff_core.training.loop import train
 from mfdiff_core.training.strategies import Recipe, Strategy
-from mfdiff_platform import compare_plan, compare_restoration, compare_training
+from mfdiff_platform import (
+    compare_plan,
+    compare_restoration,
+    compare_training,
+    compare_workers,
+)
 from mfdiff_platform.cli import cli
+from mfdiff_platform.cluster import Cluster, Resources
 from mfdiff_platform.compare import Compared, compare
+from mfdiff_platform.compare_bench import open_bench
 from mfdiff_platform.compare_plan import (
     CompareScale,
     Comparison,
@@ -140,11 +147,11 @@ def test_interrupted_restoration_keeps_the_slices_it_has(
     (fresh.root / "data").symlink_to(workspace.root / "data")
     starts, restore_batch = [], compare_restoration._restore_batch
 
-    def stopping(model: Any, slices: Any, rows: slice, seed: int) -> Restoration:
+    def stopping(model: Any, slices: Any, rows: slice, *more: Any) -> Restoration:
         starts.append(rows.start)
         if len(starts) == 2:
             raise KeyboardInterrupt
-        return restore_batch(model, slices, rows, seed)
+        return restore_batch(model, slices, rows, *more)
 
     monkeypatch.setattr(compare_restoration, "_restore_batch", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -152,6 +159,52 @@ def test_interrupted_restoration_keeps_the_slices_it_has(
     assert numbers(compare(fresh, store, chosen, scale())) == straight
     assert starts == [0, 1, 1]
     assert not list(fresh.comparison("restored").glob("*.parts"))
+
+
+def test_chains_hold_rows_that_begin_with_the_same_training(workspace: Workspace) -> None:
+    bench = open_bench(workspace, table("table1", 8), scale())
+    assert [[row.label for row in chain] for chain in bench.chains()] == [
+        *(["M-UNet"], ["FB-SEM"], ["EA-GAN"], ["Hi-Net"], ["CNCL"]),
+        *(["CSRD, mean of 8", "CSRD"], ["MFdiff (paper), mean of 8", "MFdiff (paper)"]),
+        ["MFdiff, mean of 8", "MFdiff"],
+    ]
+    stages: tuple[Strategy, ...] = ("external", "internal", "two_stage")
+    methods = tuple(Method(label=stage, system="m-unet", strategy=stage) for stage in stages)
+    staged = Comparison(name="stages", title="t", domain="site", methods=methods)
+    chains = open_bench(workspace, staged, scale()).chains()
+    assert [[row.label for row in chain] for chain in chains] == [
+        ["external", "two_stage"],
+        ["internal"],
+    ]
+
+
+@pytest.mark.ray
+def test_rows_side_by_side_are_those_of_one_process(
+    workspace: Workspace, store: TrackingStore, tmp_path: Path, ray_cluster: Cluster
+) -> None:
+    chosen, longer = own(["m-unet", "munet"], "site", 1), replace(scale().recipe, iterations=3)
+    straight = numbers(compare(workspace, store, chosen, scale(recipe=longer)))
+    fresh = Workspace(tmp_path / "fresh")
+    fresh.root.mkdir()
+    (fresh.root / "data").symlink_to(workspace.root / "data")
+    beside = compare(fresh, store, chosen, scale(recipe=longer), concurrent=2)
+    assert numbers(beside) == straight
+    assert not fresh.comparison("at-work").exists()
+
+
+@pytest.mark.parametrize(
+    ("have", "places", "each"),
+    [
+        (Resources(cpus=2), 2, Resources(cpus=1)),
+        (Resources(cpus=16), 8, Resources(cpus=2)),
+        (Resources(cpus=3), 8, Resources(cpus=1)),
+        (Resources(cpus=16, gpus=8), 8, Resources(cpus=1, gpus=1)),
+        (Resources(cpus=16, gpus=8), 2, Resources(cpus=1, gpus=1)),
+        (Resources(cpus=2, gpus=1), 4, Resources(cpus=0.5, gpus=0.25)),
+    ],
+)
+def test_share_of_a_row(have: Resources, places: int, each: Resources) -> None:
+    assert compare_workers._share(have, places) == each
 
 
 KILLED = """
@@ -253,7 +306,8 @@ def test_table_1_from_the_command_line_has_every_row_and_every_form(
     shutil.copyfile(empty_database, workspace.root / "mlflow.db")
     monkeypatch.setattr(compare_plan, "MEAN_EVALUATIONS", 3)
     words = "compare table1 --preset tiny --iterations 5 --batch-size 2 --samples 2 --json"
-    options = ["--test-slices", "1", "--workspace", str(workspace.root)]
+    # In this process, where the chains are cut short.
+    options = ["--test-slices", "1", "--concurrent", "1", "--workspace", str(workspace.root)]
     result = CliRunner().invoke(cli, [*words.split(), *options])
     assert result.exit_code == 0, result.output
     folder = Path(json.loads(result.stdout)["folder"])

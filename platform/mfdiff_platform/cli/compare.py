@@ -68,6 +68,12 @@ Folder = click.Path(path_type=Path, file_okay=False)
     show_default=True,
     help="Of all trainings; restoration is fp32.",
 )
+@click.option(
+    "--concurrent",
+    type=click.IntRange(min=1),
+    help="Trainings at a time, each in a process of its own.  [default: one per GPU, or per CPU"
+    " core]",
+)
 @settings_option
 @seed_option
 @common
@@ -84,6 +90,7 @@ def command(
     samples: int,
     test_slices: int | None,
     precision: str,
+    concurrent: int | None,
     settings: tuple[str, ...],
     seed: int,
     workspace: Path | None,
@@ -131,6 +138,14 @@ def command(
         seed=seed,
     )
     place = open_workspace(workspace)
-    done = compare(place, open_store(place), chosen, scale, data=data, phantom=phantom)
+    done = compare(
+        place,
+        open_store(place),
+        chosen,
+        scale,
+        data=data,
+        phantom=phantom,
+        concurrent=concurrent,
+    )
     values = {"folder": str(done.folder), "table": str(done.folder / "table.json")}
     print_result(values, f"{done.markdown}\n{done.folder}", as_json)
