@@ -242,21 +242,17 @@ def build_tuner(
 
 
 def _scheduler(study: Study, iterations: int) -> Any:
-    """The study's scheduler, with the bars that earlier sessions have set and what they cost."""
+    """The study's scheduler, with the bars that earlier sessions have set."""
     from mfdiff_platform.scheduler import RecipeHalving, build_scheduler
 
     aim = study.objectives[0]
     scheduler = build_scheduler(study.request.scheduler, iterations, aim)
     if isinstance(scheduler, RecipeHalving):
         for record in study.ledger.ended():
-            scheduler.recall(
-                record.number,
-                record.config["recipe"],
-                [(step, aim.score({aim.metric: value})) for step, value in record.curve],
-                iterations=record.iterations,
-                final=aim.score(record.metrics) if record.state == "finished" else None,
-                reference=bool(record.config["reference"]),
-            )
+            scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
+            strategy = record.config["recipe"].get("strategy", "")
+            final = aim.score(record.metrics) if record.state == "finished" else None
+            scheduler.recall(record.number, strategy, scores, final)
     return scheduler
 
 

@@ -3,7 +3,9 @@
 Each suggestion comes from a sampler seeded by (study seed, trial number), so it depends on the
 trials told so far and on nothing else: a study that was killed and resumed suggests what an
 uninterrupted one does, and no sampler state has to survive. A trial that the scheduler stops is
-told to Optuna as pruned, one that fails as failed; only full trials count as complete.
+told by what it had reached, which it would have exceeded; one that fails as failed. Told as pruned,
+trials would be ranked by how far they were let go, below every one that ran to its end: a strategy
+judged among its own kind, or a poor reference, would draw the search to itself.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from mfdiff_platform.known import point_of
 from mfdiff_platform.objective import Objective
 from mfdiff_platform.search_parameter import Choices, Value
 from mfdiff_platform.search_space import SearchSpace
-from mfdiff_platform.suggestion import FINAL, Observation, Suggestion
+from mfdiff_platform.suggestion import Observation, Suggestion
 
 STARTUP_TRIALS = 8
 """Random suggestions before TPE has enough to model; the usual 10 would waste a short study."""
@@ -104,12 +106,8 @@ class RecipeSearcher(Searcher):
         values = [(result or {}).get(aim.metric, math.nan) for aim in self._objectives]
         if error or not result or not all(map(math.isfinite, values)):
             self._study.tell(trial, state=TrialState.FAIL)
-        elif result.get(FINAL):
-            self._study.tell(trial, values)
         else:
-            if len(values) == 1:  # Optuna takes no reports where there are several objectives
-                trial.report(values[0], int(result["iterations"]))
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is the searcher's memory."""
@@ -175,19 +173,16 @@ def remembered(observation: Observation, objectives: int) -> optuna.trial.Frozen
     """
     if observation.suggestion.distributions is None:
         return None
-    states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-    state = states.get(observation.outcome, TrialState.FAIL)
+    ended = observation.outcome in ("finished", "pruned")
     params, distributions = _drawn(observation.suggestion)
     values = [observation.value, *observation.others][:objectives]
-    if state == TrialState.COMPLETE and len(values) < objectives:
+    if ended and len(values) < objectives:
         return None
-    stopped = state == TrialState.PRUNED and objectives == 1
     return optuna.trial.create_trial(
-        state=state,
+        state=TrialState.COMPLETE if ended else TrialState.FAIL,
         params=params,
         distributions=distributions,
-        values=values if state == TrialState.COMPLETE else None,
-        intermediate_values={observation.iterations: observation.value} if stopped else {},
+        values=values if ended else None,
     )
 
 

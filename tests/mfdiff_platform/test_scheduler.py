@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -46,65 +45,16 @@ def test_worst_of_three_is_stopped_at_the_first_rung(halving: RecipeHalving) -> 
 
 
 def test_a_tie_is_not_behind(halving: RecipeHalving) -> None:
-    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.97, 29.9, 29.96)]
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (30.0, 29.94, 29.8, 29.92)]
     go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
     assert verdicts == [go, go, stop, go]
 
 
-def test_better_half_goes_on_while_the_search_keeps_its_pace(halving: RecipeHalving) -> None:
-    verdicts = [verdict(halving, trial(halving), psnr, 5) for psnr in (26.0, 24.0, 25.0, 24.5)]
-    go, stop = TrialScheduler.CONTINUE, TrialScheduler.STOP
-    assert verdicts == [go, stop, go, stop]
-
-
-def full_trials(halving: RecipeHalving, psnrs: Iterable[float]) -> None:
-    """Trials that each lead every rung and run to their ends."""
-    for psnr in psnrs:
-        made = trial(halving)
-        for iterations in (5, 10, 20, 40):
-            assert verdict(halving, made, psnr, iterations) == TrialScheduler.CONTINUE
-        verdict(halving, made, psnr, ITERATIONS, **{FINAL: True})
-
-
-def test_none_but_leaders_go_on_where_a_search_has_cost_more_than_its_pace(
-    halving: RecipeHalving,
-) -> None:
-    """One full trial and an eighth of each point: two full ones of three are too much."""
-    full_trials(halving, (25.0,))
-    assert verdict(halving, trial(halving), 24.0, 5) == TrialScheduler.STOP
-    assert verdict(halving, trial(halving), 24.9, 5) == TrialScheduler.CONTINUE
-    full_trials(halving, (26.0,))
-    assert verdict(halving, trial(halving), 25.9, 5) == TrialScheduler.STOP
-    assert verdict(halving, trial(halving), 26.1, 5) == TrialScheduler.CONTINUE
-
-
-def test_what_references_cost_is_not_held_against_the_search(halving: RecipeHalving) -> None:
-    for psnr in (25.0, 26.0, 27.0):
-        made = trial(halving, "a reference")
-        verdict(halving, made, psnr, 5)
-        verdict(halving, made, psnr, ITERATIONS, **{FINAL: True})
-    assert verdict(halving, trial(halving), 26.5, 5) == TrialScheduler.CONTINUE
-
-
-def test_what_a_failed_trial_leaves_is_free_for_others(halving: RecipeHalving) -> None:
-    failing = [trial(halving), trial(halving)]
-    for made, psnr in zip(failing, (26.0, 27.0), strict=True):
-        for iterations in (5, 10, 20, 40):
-            assert verdict(halving, made, psnr, iterations) == TrialScheduler.CONTINUE
-    assert verdict(halving, trial(halving), 26.5, 5) == TrialScheduler.STOP
-    for made in failing:
-        halving.on_trial_error(None, made)
-    assert verdict(halving, trial(halving), 26.6, 5) == TrialScheduler.CONTINUE
-
-
-def test_pace_of_an_earlier_session_is_kept(halving: RecipeHalving) -> None:
-    curve = [(5, 25.0), (10, 25.0), (20, 25.0), (40, 25.0)]
-    recipe = {"strategy": "two_stage"}
-    for number, more in enumerate((0.0, 1.0)):
-        scores = [(iterations, psnr + more) for iterations, psnr in curve]
-        halving.recall(number, recipe, scores, iterations=ITERATIONS, final=25 + more)
-    assert verdict(halving, trial(halving), 25.9, 5) == TrialScheduler.STOP
-    assert verdict(halving, trial(halving), 26.1, 5) == TrialScheduler.CONTINUE
+def test_quarter_of_the_trials_goes_on(halving: RecipeHalving) -> None:
+    for psnr in range(20, 28):
+        verdict(halving, trial(halving), psnr)
+    verdicts = [verdict(halving, trial(halving), psnr) for psnr in (25.5, 26.5)]
+    assert verdicts == [TrialScheduler.STOP, TrialScheduler.CONTINUE]
 
 
 def test_trial_that_has_passed_a_rung_is_not_judged_there_again(halving: RecipeHalving) -> None:
@@ -161,7 +111,7 @@ def test_bars_of_an_earlier_session_stand_again(halving: RecipeHalving) -> None:
         made = trial(halving)
         for step, psnr in curve:
             verdict(halving, made, psnr, step)
-        again.recall(number, {"strategy": "two_stage"}, curve)
+        again.recall(number, "two_stage", curve)
     bars = [
         [
             sorted(score for peers in rung.values() for score in peers.values())
@@ -224,7 +174,7 @@ def test_trial_that_diverged_at_its_end_stops_nobody(halving: RecipeHalving) -> 
 
 
 def test_what_finished_in_an_earlier_session_stops_too(halving: RecipeHalving) -> None:
-    halving.recall(0, {"strategy": "two_stage"}, [(5, 24.0), (15, 29.0)], final=30.0)
+    halving.recall(0, "two_stage", [(5, 24.0), (15, 29.0)], final=30.0)
     flat = trial(halving, strategy="internal")
     verdicts = [verdict(halving, flat, 29.0, iterations) for iterations in (5, 15)]
     assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
