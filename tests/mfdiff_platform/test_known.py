@@ -86,7 +86,7 @@ def test_searcher_of_a_child_models_the_old_points(study: Study) -> None:
         objectives=child.objectives,
     )
     states = [trial.state for trial in searcher._study.trials]
-    assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.RUNNING]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
 
 
 @pytest.mark.parametrize(

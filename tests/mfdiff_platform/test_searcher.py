@@ -198,7 +198,7 @@ def test_no_two_points_of_a_study_are_alike(study: Study) -> None:
     ("ending", "state"),
     [
         ({"psnr": 25.0, "iterations": 90, FINAL: True}, TrialState.COMPLETE),
-        ({"psnr": 25.0, "iterations": 30}, TrialState.PRUNED),
+        ({"psnr": 25.0, "iterations": 30}, TrialState.COMPLETE),  # by what it had reached
         (None, TrialState.FAIL),
         ({"iterations": 30}, TrialState.FAIL),
         ({"psnr": float("nan"), "iterations": 90, FINAL: True}, TrialState.FAIL),
@@ -213,8 +213,18 @@ def test_optuna_learns_how_a_trial_ended(
     searcher.on_trial_complete("point", ending)
     *_, told = searcher._study.trials
     assert told.state == state
-    stopped = {30: 25.0} if state == TrialState.PRUNED else {}
-    assert told.intermediate_values == stopped
+    assert told.values == ([25.0] if state == TrialState.COMPLETE else None)
+
+
+def test_poor_trial_that_ran_to_its_end_is_no_better_than_a_good_one_that_was_stopped(
+    study: Study,
+) -> None:
+    searcher = open_searcher(study)
+    for trial_id in ("a", "b", "c", "whole", "stopped"):
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("whole", {"psnr": 24.0, "iterations": 90, FINAL: True})
+    searcher.on_trial_complete("stopped", {"psnr": 28.0, "iterations": 5})
+    assert searcher._study.best_trial.value == 28.0
 
 
 def test_references_that_are_points_of_the_space_are_told_to_optuna(study: Study) -> None:
