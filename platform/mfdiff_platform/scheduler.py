@@ -17,7 +17,8 @@ REDUCTION = 4
 RUNGS = (1 / 18, 1 / 9, 2 / 9, 4 / 9)
 """Shares of a full trial at which it is decided; at the first validation after each.
 
-Each is twice the one before, so a trial has cost at most twice what it took to know its worth.
+Each is twice the one before: a trial that is stopped cost at most twice what the decision before
+took.
 """
 
 TIES = {"psnr": 0.1}
@@ -49,11 +50,12 @@ class RecipeHalving(FIFOScheduler):
     trial is beaten only by those ahead by more than a tie; without ties a quarter of the replayed
     searches of `benchmarks.search` stopped every recipe worth finding.
 
-    Nor does a trial go on past its second rung if it cannot come first: neither does a straight
-    line through its last two rungs end above the best that a trial has finished with, nor has a
-    finished trial of its strategy made up as much from there. This is what stops strategies that
-    stand still before they meet the others at the last rung. The line alone would stop the best
-    recipes of fast learning, whose figures jitter early on and rise late.
+    Nor does a trial go on past its second rung if it cannot come first: neither does the line
+    through its last two rungs end above the best that a trial has finished with, nor has a finished
+    trial of its strategy made up as much from there. This is what stops strategies that stand still
+    before they meet the others at the last rung. The line alone would stop the best recipes of fast
+    learning, whose figures jitter early on and rise late. It is straight over the iterations at the
+    second rung and over their logarithm from the third on, as learning slows down.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
@@ -111,8 +113,13 @@ class RecipeHalving(FIFOScheduler):
         if len(path) == 1:
             return math.inf
         before = path[-2]
-        slope = (here.score - before.score) / (here.iterations - before.iterations)
-        line = here.score + slope * (self._iterations - here.iterations)
+        gained = here.score - before.score
+        if len(path) == 2:
+            left = (self._iterations - here.iterations) / (here.iterations - before.iterations)
+        else:
+            left = math.log(self._iterations / here.iterations)
+            left /= math.log(here.iterations / before.iterations)
+        line = here.score + gained * left
         return max(line, here.score + self._gains.get((strategy, here.mark), 0.0))
 
     def recall(
