@@ -256,7 +256,7 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
         key = config_key(config["recipe"])
         if key not in seen:
             trial = SimpleNamespace(trial_id=str(number), config=config)
-            seen[key] = outcome(table.curves[key], trial, halving)
+            seen[key] = outcome(table.curves[key], trial, halving, searcher)
             spent += seen[key].get("iterations", 0)
         searcher.on_trial_complete(str(number), seen[key] or None, error=not seen[key])
         if seen[key].get(FINAL):
@@ -266,13 +266,16 @@ def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, fl
     raise AssertionError("count does not end")
 
 
-def outcome(curve: list[tuple[int, float]], trial: Any, halving: Any) -> dict[str, Any]:
+def outcome(
+    curve: list[tuple[int, float]], trial: Any, halving: Any, searcher: RecipeSearcher
+) -> dict[str, Any]:
     """Last report of a replayed trial; nothing if it failed."""
     if not curve:
         return {}
     halving.on_trial_add(None, trial)
     for step, psnr in curve[:-1]:
         result = {"psnr": psnr, "iterations": step}
+        searcher.on_trial_result(trial.trial_id, result)
         if halving.on_trial_result(None, trial, result) == "STOP":
             return result
     last = {"psnr": _top(curve), "iterations": curve[-1][0], FINAL: True}

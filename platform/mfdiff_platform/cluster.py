@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,14 +267,14 @@ def _keep_token_private() -> None:
 
 def as_completed(
     tasks: list[Any], while_waiting: Callable[[], None] = lambda: None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Results of Ray tasks as they come; a task's fault is raised in its own words.
 
     Whatever ends the iteration early, such as that fault or Ctrl-C, ends the other tasks too.
 
     Args:
         tasks: what runs.
-        while_waiting: called about once a second.
+        while_waiting: called about once a second, and after each result.
 
     Raises:
         ResourceError: Ray itself gave up: a worker or its machine died, or ran out of memory.

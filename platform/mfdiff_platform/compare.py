@@ -61,13 +61,14 @@ def compare(
         comparison: rows and domain.
         scale: how much is trained.
         data, phantom: dataset folders instead of the workspace's.
-        concurrent: trainings at a time, each in a process of its own; 1 stays in this one, None
-            takes as many as there are GPUs, or CPU cores.
+        concurrent: chains of trainings at a time, each in a process of its own; 1 stays in this
+            one, None takes as many as there are GPUs, or CPU cores.
 
     Raises:
         DataError: a dataset is missing or damaged, or has no such setting.
         ConfigError: slices and networks do not fit, or phantoms are missing.
         TrainingError: a training diverged.
+        ResourceError: Ray does not start, or lost a worker.
     """
     bench = open_bench(workspace, comparison, scale, data, phantom)
     bench.check()

@@ -142,14 +142,14 @@ def open_bench(
         ConfigError: no row is left.
     """
     opened = open_sound_dataset if thorough else open_dataset
-    domain = opened(data or workspace.dataset(comparison.domain))
+    domain = opened((data or workspace.dataset(comparison.domain)).absolute())
     if not domain.manifest.sinograms:
         comparison = without_sinograms(comparison)
     external: Dataset | None = None
     if comparison.domain == PHANTOM:
         external = domain
     elif {method.strategy for method in comparison.methods} != {"internal"}:
-        external = opened(phantom or workspace.dataset(PHANTOM))
+        external = opened((phantom or workspace.dataset(PHANTOM)).absolute())
     return Bench(workspace, comparison, scale, domain, external)
 
 

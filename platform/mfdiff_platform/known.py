@@ -76,7 +76,8 @@ def take_over(parent: Study, space: SearchSpace) -> Known:
         full = int(from_dict(Recipe, point.recipe).iterations)
         if old.iterations > full:
             continue
-        outcome = "pruned" if old.iterations < full else old.outcome
+        shorter = old.outcome == "finished" and old.iterations < full
+        outcome = "pruned" if shorter else old.outcome
         found.append(replace(old, suggestion=point, outcome=outcome))
     first = -len(found)
     numbered = [

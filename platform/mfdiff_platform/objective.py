@@ -36,6 +36,10 @@ class Objective:
         value = metrics[self.metric]
         return value if self.mode == "max" else -value
 
+    def best(self, values: Iterable[float]) -> float:
+        """The best of several values of the metric."""
+        return max(values) if self.mode == "max" else min(values)
+
 
 PSNR = Objective("psnr", "max")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,12 +24,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mfdiff_core.files import write_json
-
 MOST_ROWS = 12
 
 console = Console(stderr=True, highlight=False)
 PLAIN_INTERVAL_S, POST_INTERVAL_S = 10.0, 1.0
+
+
+@dataclass(frozen=True)
+class Post:
+    """How far a task of another process is."""
+
+    title: str
+    done: int
+    total: int
+    note: str = ""
 
 
 class Task:
@@ -66,6 +74,14 @@ class Task:
     def note(self, text: str) -> None:
         """Another note, no progress."""
         self.update(self._done, text)
+
+    def at_work(self, posts: Sequence[Post]) -> None:
+        """Show what workers are at: under the bar, or as the note where there is no terminal."""
+        rows = [(post.title, f"{post.done}/{post.total}", post.note) for post in posts]
+        self.show_table(("at work", "", ""), rows)
+        if self._bar is None:
+            self._note = escape("; ".join(" ".join(row).rstrip() for row in rows))
+            self.update(self._done)
 
     def progress(self, done: int, total: int) -> None:
         """Show ``done`` of a total that was not known at the start."""
@@ -106,16 +122,6 @@ class _Bar(Progress):
             yield self.below
 
 
-@dataclass(frozen=True)
-class Post:
-    """How far a task of another process is."""
-
-    title: str
-    done: int
-    total: int
-    note: str = ""
-
-
 class _Posted(Task):
     """A task that nobody sees here: a file says how far it is."""
 
@@ -130,12 +136,17 @@ class _Posted(Task):
             self._write()
 
     def _write(self) -> None:
+        """Write the post; a full disk or a slow share is no reason to stop the work."""
         post = Post(self._plain_title, self._done, self.total, self._note)
-        write_json(self._path, asdict(post))
+        temporary = self._path.with_suffix(".tmp")
+        with suppress(OSError):
+            temporary.write_text(json.dumps(asdict(post)))
+            temporary.replace(self._path)
         self._printed = time.monotonic()
 
     def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 _post: Path | None = None
@@ -153,10 +164,10 @@ def posting(path: Path) -> Iterator[None]:
 
 
 def posted(path: Path) -> Post | None:
-    """What a worker that is `posting` is at; None between its tasks."""
+    """What a worker that is `posting` is at; None between its tasks, or if it cannot be read."""
     try:
         return Post(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -165,8 +176,10 @@ def task(title: str, total: int) -> Iterator[Task]:
     """Show a task while the block runs; without a terminal, a plain line now and then."""
     if _post is not None:
         silent = _Posted(title, total, _post)
-        yield silent
-        silent.close()
+        try:
+            yield silent
+        finally:
+            silent.close()
         return
     if not console.is_terminal:
         console.print(f"  {escape(title)} ...", soft_wrap=True)

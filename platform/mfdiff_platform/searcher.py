@@ -3,9 +3,9 @@
 Each suggestion comes from a sampler seeded by (study seed, trial number), so it depends on the
 trials told so far and on nothing else: a study that was killed and resumed suggests what an
 uninterrupted one does, and no sampler state has to survive. A trial that the scheduler stops is
-told by what it had reached, which it would have exceeded; one that fails as failed. Told as pruned,
-trials would be ranked by how far they were let go, below every one that ran to its end: a strategy
-judged among its own kind, or a poor reference, would draw the search to itself.
+told by the best it had reached, which its end would not have been below; one that fails as failed.
+Told as pruned, trials would be ranked by how far they were let go, below every one that ran to its
+end: a strategy judged among its own kind, or a poor reference, would draw the search to itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mfdiff_platform.known import point_of
 from mfdiff_platform.objective import Objective
 from mfdiff_platform.search_parameter import Choices, Value
 from mfdiff_platform.search_space import SearchSpace
-from mfdiff_platform.suggestion import Observation, Suggestion
+from mfdiff_platform.suggestion import FINAL, Observation, Suggestion
 
 STARTUP_TRIALS = 8
 """Random suggestions before TPE has enough to model; the usual 10 would waste a short study."""
@@ -71,6 +71,7 @@ class RecipeSearcher(Searcher):
         self._grid = grid_of(space)
         self._begun: dict[int, optuna.Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
+        self._reached: dict[str, list[float]] = {}
         self._recall(history)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -94,6 +95,12 @@ class RecipeSearcher(Searcher):
         distributions = {n: distribution_to_json(d) for n, d in trial.distributions.items()}
         return _config(Suggestion(number, recipe, "", distributions))
 
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Note a validation."""
+        value = result.get(self._objectives[0].metric, math.nan)
+        if math.isfinite(value):
+            self._reached.setdefault(trial_id, []).append(value)
+
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -104,6 +111,9 @@ class RecipeSearcher(Searcher):
         if trial is None:
             return
         values = [(result or {}).get(aim.metric, math.nan) for aim in self._objectives]
+        reached = self._reached.pop(trial_id, [])
+        if result and not result.get(FINAL) and len(values) == 1:
+            values = [self._objectives[0].best((*values, *reached))]
         if error or not result or not all(map(math.isfinite, values)):
             self._study.tell(trial, state=TrialState.FAIL)
         else:
@@ -173,16 +183,18 @@ def remembered(observation: Observation, objectives: int) -> optuna.trial.Frozen
     """
     if observation.suggestion.distributions is None:
         return None
-    ended = observation.outcome in ("finished", "pruned")
     params, distributions = _drawn(observation.suggestion)
     values = [observation.value, *observation.others][:objectives]
-    if ended and len(values) < objectives:
+    has_ended = observation.outcome != "failed"
+    if has_ended and len(values) < objectives:
         return None
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    told = has_ended and len(finite) == objectives
     return optuna.trial.create_trial(
-        state=TrialState.COMPLETE if ended else TrialState.FAIL,
+        state=TrialState.COMPLETE if told else TrialState.FAIL,
         params=params,
         distributions=distributions,
-        values=values if ended else None,
+        values=finite if told else None,
     )
 
 

@@ -171,6 +171,8 @@ class Study:
 
     def _observed(self, record: TrialRecord) -> Observation:
         values = [record.metrics.get(aim.metric) for aim in self.objectives]
+        if values[0] is not None and len(values) == 1 and record.state == "pruned":
+            values[0] = self.objectives[0].best((values[0], *(v for _, v in record.curve)))
         others = tuple(value for value in values[1:] if value is not None)
         return Observation(
             suggestion_of(record), record.state, values[0], record.iterations, others

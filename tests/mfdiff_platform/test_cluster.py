@@ -69,7 +69,7 @@ def test_results_come_as_they_are_ready(ray_cluster: Cluster) -> None:
     work = ray.remote(num_cpus=0.1)(_work)
     results = as_completed([work.remote(60), work.remote(0)])
     assert next(results) == 0
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 @pytest.mark.ray
@@ -116,7 +116,7 @@ def test_task_that_is_deaf_to_interrupts_is_ended_too(ray_cluster: Cluster, tmp_
         assert time.monotonic() < until
         time.sleep(0.05)
     worker = psutil.Process(int(note.read_text()))
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     worker.wait(60)
 
 

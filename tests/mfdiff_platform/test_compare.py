@@ -193,18 +193,20 @@ def test_rows_side_by_side_are_those_of_one_process(
 
 
 @pytest.mark.parametrize(
-    ("have", "places", "each"),
+    ("have", "places", "node_cpus", "each"),
     [
-        (Resources(cpus=2), 2, Resources(cpus=1)),
-        (Resources(cpus=16), 8, Resources(cpus=2)),
-        (Resources(cpus=3), 8, Resources(cpus=1)),
-        (Resources(cpus=16, gpus=8), 8, Resources(cpus=1, gpus=1)),
-        (Resources(cpus=16, gpus=8), 2, Resources(cpus=1, gpus=1)),
-        (Resources(cpus=2, gpus=1), 4, Resources(cpus=0.5, gpus=0.25)),
+        (Resources(cpus=2), 2, 2, Resources(cpus=1)),
+        (Resources(cpus=16), 8, 16, Resources(cpus=2)),
+        (Resources(cpus=3), 8, 3, Resources(cpus=1)),
+        (Resources(cpus=16), 2, 4, Resources(cpus=4)),  # four nodes: no task spans two
+        (Resources(cpus=16, gpus=8), 8, 16, Resources(cpus=1, gpus=1)),
+        (Resources(cpus=16, gpus=8), 2, 16, Resources(cpus=1, gpus=1)),
+        (Resources(cpus=16, gpus=2), 3, 16, Resources(cpus=1, gpus=0.5)),
+        (Resources(cpus=2, gpus=1), 4, 2, Resources(cpus=0.5, gpus=0.25)),
     ],
 )
-def test_share_of_a_row(have: Resources, places: int, each: Resources) -> None:
-    assert compare_workers._share(have, places) == each
+def test_share_of_a_row(have: Resources, places: int, node_cpus: float, each: Resources) -> None:
+    assert compare_workers._share(have, places, node_cpus) == each
 
 
 KILLED = """

@@ -105,6 +105,12 @@ def test_only_what_the_new_space_can_express_is_taken_over(
     assert [o.outcome for o in child.known.observations] == outcomes
 
 
+def test_trial_that_failed_before_its_end_is_no_result_of_a_child(study: Study) -> None:
+    run(study, 6, 5e-4, 31.0, "failed")
+    child = claim_study(study.folder, request(space=WIDER))
+    assert [o.outcome for o in child.known.observations] == ["pruned", "finished", "failed"]
+
+
 def test_recipe_with_settings_that_the_space_lacks_is_no_point_of_it() -> None:
     space = parse(SPACE)
     inside = {"iterations": 500, "lr": 2e-4, "schedule": "constant"}

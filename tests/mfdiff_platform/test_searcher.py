@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_platform.ledger import Ledger
-from mfdiff_platform.searcher import RecipeSearcher
+from mfdiff_platform.searcher import RecipeSearcher, remembered
 from mfdiff_platform.study import Study, StudyRequest, recorded
-from mfdiff_platform.suggestion import FINAL
+from mfdiff_platform.suggestion import FINAL, Observation, Suggestion
 
 SPACE = """
 parameters:
@@ -225,6 +226,35 @@ def test_poor_trial_that_ran_to_its_end_is_no_better_than_a_good_one_that_was_st
     searcher.on_trial_complete("whole", {"psnr": 24.0, "iterations": 90, FINAL: True})
     searcher.on_trial_complete("stopped", {"psnr": 28.0, "iterations": 5})
     assert searcher._study.best_trial.value == 28.0
+
+
+def test_stopped_trial_is_told_by_the_best_it_had_reached(study: Study) -> None:
+    """Now, and to a searcher that knows it from the ledger."""
+    searcher = open_searcher(study)
+    for trial_id in ("a", "b", "c"):
+        searcher.suggest(trial_id)
+    config = searcher.suggest("jittery")
+    assert isinstance(config, dict)
+    for iterations, psnr in ((5, 27.0), (10, 26.0)):
+        searcher.on_trial_result("jittery", {"psnr": psnr, "iterations": iterations})
+    last = {"psnr": 26.0, "iterations": 10}
+    searcher.on_trial_complete("jittery", last)
+    assert searcher._study.trials[-1].values == [27.0]
+    study.ledger.add(recorded(config), 3)
+    curve = ((5, 27.0), (10, 26.0))
+    study.ledger.update(3, state="pruned", metrics=last, iterations=10, curve=curve)
+    (observation,) = study.history()
+    assert observation.value == 27.0
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_search_point_without_a_figure_is_remembered_as_failed(value: float | None) -> None:
+    point = Suggestion(
+        3, {"lr": 1e-3}, "", {"lr": distribution_to_json(FloatDistribution(1e-4, 1e-2))}
+    )
+    known = remembered(Observation(point, "pruned", value, 5), 1)
+    assert known is not None
+    assert known.state == TrialState.FAIL
 
 
 def test_references_that_are_points_of_the_space_are_told_to_optuna(study: Study) -> None:

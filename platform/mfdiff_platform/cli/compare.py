@@ -71,8 +71,8 @@ Folder = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--concurrent",
     type=click.IntRange(min=1),
-    help="Trainings at a time, each in a process of its own.  [default: one per GPU, or per CPU"
-    " core]",
+    help="Models trained at a time, each in a process of its own; 1 stays in this one.  [default:"
+    " one per GPU, or per CPU core]",
 )
 @settings_option
 @seed_option
