@@ -234,7 +234,8 @@ def _cost_lines(table: Table) -> list[str]:
         ]
         for method, cost in costs.items()
     ]
-    return ["## What each costs", "", *_grid([head, *cells]), ""] if cells else []
+    note = "Times are wall clock as measured, other rows beside where several ran at a time."
+    return ["## What each costs", "", *_grid([head, *cells]), "", note, ""] if cells else []
 
 
 def _size(cost: Cost) -> str:

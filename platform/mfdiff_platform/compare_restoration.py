@@ -21,6 +21,7 @@ from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_platform.compare_plan import CompareScale, Method
 from mfdiff_platform.compare_training import repeatable
+from mfdiff_platform.durable import locked
 from mfdiff_platform.progress import Task, task
 from mfdiff_platform.slice_parts import by_setting, evenly
 
@@ -90,17 +91,28 @@ def restoration_name(
 def restored_by(
     method: Method, bundle: Bundle, test: SliceSet, scale: CompareScale, folder: Path
 ) -> Restoration:
-    """The test slices by one row, from ``folder`` if they are there."""
-    parts = folder.with_name(f"{folder.name}.parts")
+    """The test slices by one row, from ``folder`` if they are there.
+
+    Waits while another command is at the same restoration.
+    """
     if not folder.is_dir():
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build_model(method.restoring(scale.size), scale.seed)
-        model.load_state_dict(bundle.weights())
-        model.to(device).eval()
-        with repeatable(), task(f"Restoring by {method.label}", len(test)) as shown:
-            _save(folder, _restore(model, test, scale.seed, parts, shown))
-    shutil.rmtree(parts, ignore_errors=True)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with task(f"Restoring by {method.label}", len(test)) as shown, repeatable(), locked(lock):
+            if not folder.is_dir():
+                _restore_all(method, bundle, test, scale, folder, shown)
     return _load(folder)
+
+
+def _restore_all(
+    method: Method, bundle: Bundle, test: SliceSet, scale: CompareScale, folder: Path, shown: Task
+) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(method.restoring(scale.size), scale.seed)
+    model.load_state_dict(bundle.weights())
+    model.to(device).eval()
+    parts = folder.with_name(f"{folder.name}.parts")
+    _save(folder, _restore(model, test, scale.seed, parts, shown))
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _restore(

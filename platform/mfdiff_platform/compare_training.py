@@ -26,12 +26,13 @@ from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start
 from mfdiff_platform.context import LocalContext
+from mfdiff_platform.durable import locked
 from mfdiff_platform.preflight import check_image_size
 from mfdiff_platform.pretrain_request import fast_sampler
 from mfdiff_platform.progress import Task, task
 from mfdiff_platform.slice_parts import evenly
 
-BUNDLE, CLOCK, DESCRIPTION = "bundle", "clock.json", "arm.json"
+BUNDLE, CLOCK, DESCRIPTION, LOCK = "bundle", "clock.json", "arm.json", "lock"
 VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 2, 8, 8
 
 
@@ -100,6 +101,8 @@ class Trained:
 def trained(arm: Arm, models: Path) -> Trained:
     """The arm's bundle, trained if it is not there, and resumed if it was begun.
 
+    Waits while another command is at the same training.
+
     Raises:
         ConfigError: slices and network are of different size.
         TrainingError: the training diverged or ran out of memory.
@@ -108,9 +111,11 @@ def trained(arm: Arm, models: Path) -> Trained:
     folder = arm.folder(models)
     if not (folder / BUNDLE).is_dir():
         check_image_size(arm.data, arm.model)
-        write_json(folder / DESCRIPTION, arm.describe())
-        with repeatable(), task(f"Training {arm.label}", arm.recipe.iterations) as shown:
-            _train(arm, folder, parent.bundle if parent else None, shown)
+        title = f"Training {arm.label}"
+        with task(title, arm.recipe.iterations) as shown, repeatable(), locked(folder / LOCK):
+            if not (folder / BUNDLE).is_dir():
+                write_json(folder / DESCRIPTION, arm.describe())
+                _train(arm, folder, parent.bundle if parent else None, shown)
     spent = read_json(folder / CLOCK)["training_s"]
     before = (parent.iterations, parent.training_s) if parent else (0, 0.0)
     iterations = before[0] + arm.recipe.iterations

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ from mfdiff_platform.compare_plan import (
     table,
 )
 from mfdiff_platform.compare_restoration import Restoration
+from mfdiff_platform.durable import locked
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
@@ -189,7 +191,7 @@ def test_rows_side_by_side_are_those_of_one_process(
     (fresh.root / "data").symlink_to(workspace.root / "data")
     beside = compare(fresh, store, chosen, scale(recipe=longer), concurrent=2)
     assert numbers(beside) == straight
-    assert not fresh.comparison("at-work").exists()
+    assert not list(fresh.comparison("at-work").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,28 @@ def test_rows_side_by_side_are_those_of_one_process(
 )
 def test_share_of_a_row(have: Resources, places: int, node_cpus: float, each: Resources) -> None:
     assert compare_workers._share(have, places, node_cpus) == each
+
+
+def test_second_command_waits_for_a_training_of_the_first(
+    workspace: Workspace, store: TrackingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = own(["m-unet"], "phantom", 1)
+    bench = open_bench(workspace, chosen, scale())
+    bench.carry_out(chosen.methods[0])
+    folder = bench.arm(chosen.methods[0]).folder(workspace.comparison("models"))
+    monkeypatch.setattr(compare_training, "train", lambda *_, **__: pytest.fail("trained twice"))
+    done = Event()
+
+    def second() -> None:
+        bench.carry_out(chosen.methods[0])
+        done.set()
+
+    with locked(folder / compare_training.LOCK):
+        (folder / "bundle").rename(folder / "not yet")
+        Thread(target=second, daemon=True).start()
+        assert not done.wait(0.5)
+        (folder / "not yet").rename(folder / "bundle")
+    assert done.wait(20)
 
 
 KILLED = """
