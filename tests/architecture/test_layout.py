@@ -47,7 +47,14 @@ FLAGS = {
     ],
     "compare": [
         *["table", "--models", "--domain", "--data", "--phantom", "--preset", "--iterations"],
-        *["--adapt-iterations", "--batch-size", "--samples", "--test-slices", "--precision"],
+        *[
+            "--adapt-iterations",
+            "--batch-size",
+            "--samples",
+            "--test-slices",
+            "--precision",
+            "--concurrent",
+        ],
         *["--set", *HOW],
     ],
     "restore nifti": ["--pet", "--mr", "--out", *RESTORE, *HOW],
