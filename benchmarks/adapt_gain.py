@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,7 @@ def figures(adapted: Adapted) -> dict[str, Any]:
         "iterations": saved.done,
         "share_of_full_trials": saved.done / (trials * space.iterations),
         "share_until_goal": share_until(study, GOAL_DB),
+        "share_until_best": share_until_best(study),
         "subjects": outcome.rows[-1].subjects,
         "test_evaluations": outcome.test_evaluations,
         "setup": setup(study),
@@ -147,12 +148,31 @@ def share_until(study: Study, gain_db: float) -> float | None:
     Trials ran one at a time, in the order of their numbers.
     """
     paper = study.finalists()[PAPER_RECIPE].metrics["psnr"]
-    whole, spent = len(study.ledger) * study.request.search_space().iterations, 0
-    for record in study.ledger.ended():
-        spent += record.iterations
-        if record.state == "finished" and record.metrics["psnr"] >= paper + gain_db:
-            return spent / whole
-    return None
+    shares = shares_spent(study)
+    return next(
+        (
+            shares[record.number]
+            for record in study.ledger.finished()
+            if record.metrics["psnr"] >= paper + gain_db
+        ),
+        None,
+    )
+
+
+def share_until_best(study: Study) -> float:
+    """Iterations up to the end of the winner, as a share of those of all trials run to their ends.
+
+    What comes after it shows that nothing better was near, which nobody knew before.
+    """
+    return shares_spent(study)[study.best().number]
+
+
+def shares_spent(study: Study) -> dict[int, float]:
+    """Share of the study's full iterations that had been spent when each trial ended."""
+    whole = len(study.ledger) * study.request.search_space().iterations
+    ended = list(study.ledger.ended())
+    spent = accumulate(record.iterations for record in ended)
+    return {record.number: done / whole for record, done in zip(ended, spent, strict=True)}
 
 
 def validation_gain(study: Study) -> float | None:
@@ -171,8 +191,9 @@ def over_seeds(studies: dict[str, Any], domain: str) -> dict[str, Any]:
     """Gain and cost of one domain's studies."""
     mine = [study for study in studies.values() if study["domain"] == domain]
     gains = np.array([study["gain_db"] for study in mine if study["gain_db"] is not None])
-    share = float(np.mean([study["share_of_full_trials"] for study in mine]))
-    found: dict[str, Any] = {"seeds": len(gains), "share_of_full_trials": round(share, 3)}
+    found: dict[str, Any] = {"seeds": len(gains)}
+    for share in ("share_of_full_trials", "share_until_best"):
+        found[share] = round(float(np.mean([study[share] for study in mine])), 3)
     if len(gains) > 0:
         found["mean_gain_db"] = round(float(gains.mean()), 3)
     if len(gains) > 1:
