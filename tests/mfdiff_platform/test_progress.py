@@ -44,3 +44,22 @@ def test_tasks_are_shown_again_after_the_block(
     with task("Restoring", 3):
         assert not post.exists()
     assert "Restoring" in capsys.readouterr().err
+
+
+def test_what_workers_are_at_stands_in_one_line_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.0)
+    with task("Comparing", 2) as shown:
+        shown.at_work([Post("Training A", 1, 4, "loss 0.1"), Post("Restoring by B", 2, 9)])
+        shown.at_work([])
+    *_, line, _, end = capsys.readouterr().err.splitlines()
+    assert line.strip() == "Comparing: 0/2 Training A 1/4 loss 0.1; Restoring by B 2/9"
+    assert "Training" not in end
+
+
+def test_post_that_cannot_be_written_or_read_stops_no_work(post: Path) -> None:
+    with posting(post.parent / "missing" / "0.json"), task("Restoring", 3) as shown:
+        shown.update(1)
+    post.write_text('{"title": "half a po')
+    assert posted(post) is None
