@@ -95,24 +95,22 @@ def restored_by(
 
     Waits while another command is at the same restoration.
     """
+    parts = folder.with_name(f"{folder.name}.parts")
     if not folder.is_dir():
         lock = folder.with_name(f".{folder.name}.lock")
         with task(f"Restoring by {method.label}", len(test)) as shown, repeatable(), locked(lock):
             if not folder.is_dir():
-                _restore_all(method, bundle, test, scale, folder, shown)
+                model = _restorer(method, bundle, scale)
+                _save(folder, _restore(model, test, scale.seed, parts, shown))
+    shutil.rmtree(parts, ignore_errors=True)  # also what a kill just before left
     return _load(folder)
 
 
-def _restore_all(
-    method: Method, bundle: Bundle, test: SliceSet, scale: CompareScale, folder: Path, shown: Task
-) -> None:
+def _restorer(method: Method, bundle: Bundle, scale: CompareScale) -> RestorationModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(method.restoring(scale.size), scale.seed)
     model.load_state_dict(bundle.weights())
-    model.to(device).eval()
-    parts = folder.with_name(f"{folder.name}.parts")
-    _save(folder, _restore(model, test, scale.seed, parts, shown))
-    shutil.rmtree(parts, ignore_errors=True)
+    return model.to(device).eval()
 
 
 def _restore(

@@ -71,7 +71,7 @@ class RecipeSearcher(Searcher):
         self._grid = grid_of(space)
         self._begun: dict[int, optuna.Trial] = {}
         self._asked: dict[str, optuna.Trial] = {}
-        self._reached: dict[str, list[float]] = {}
+        self._best: dict[str, float] = {}
         self._recall(history)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -97,9 +97,10 @@ class RecipeSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Note a validation."""
-        value = result.get(self._objectives[0].metric, math.nan)
+        aim = self._objectives[0]
+        value = result.get(aim.metric, math.nan)
         if math.isfinite(value):
-            self._reached.setdefault(trial_id, []).append(value)
+            self._best[trial_id] = aim.best((value, self._best.get(trial_id, value)))
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -107,17 +108,16 @@ class RecipeSearcher(Searcher):
         """Tell Optuna how a trial ended, references too where they are points of the space."""
         if error and self._failures_left is not None:
             self._failures_left = max(0, self._failures_left - 1)
-        trial = self._asked.pop(trial_id, None)
+        trial, best = self._asked.pop(trial_id, None), self._best.pop(trial_id, None)
         if trial is None:
             return
         values = [(result or {}).get(aim.metric, math.nan) for aim in self._objectives]
-        reached = self._reached.pop(trial_id, [])
-        if result and not result.get(FINAL) and len(values) == 1:
-            values = [self._objectives[0].best((*values, *reached))]
         if error or not result or not all(map(math.isfinite, values)):
             self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, values)
+            return
+        if best is not None and len(values) == 1 and not result.get(FINAL):
+            values = [self._objectives[0].best((best, *values))]
+        self._study.tell(trial, values)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is the searcher's memory."""
