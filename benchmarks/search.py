@@ -47,7 +47,7 @@ GRID: dict[str, list[Any]] = {
     "strategy": ["two_stage", "internal"],
     "lr": [1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2],
     "schedule": ["constant", "cosine"],
-    "freeze": ["none", "encoders", "all-but-up"],
+    "freeze": ["none", "all-but-up"],
     "ema": [0.5, 0.9, 0.98],
 }
 WITHIN_DB = 0.1
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=72)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--validations", type=int, default=18)
+    parser.add_argument("--validation-slices", type=int, help="default: all")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -122,6 +123,7 @@ def record(arguments: argparse.Namespace) -> None:
         pretrained=arguments.pretrained,
         space_file=space,
         validations=arguments.validations,
+        validation_slices=arguments.validation_slices,
     )
     study = Study(folder, plan_study(workspace, plan))
     dataset = open_dataset(Path(study.request.data))
