@@ -8,7 +8,9 @@ The replay then lets the platform's own searcher and scheduler choose from that 
 the iterations it runs before the scheduler stops it, and a search ends when a trial that ran to its
 end lies within 0.1 dB of the table's best. A recipe that is suggested again costs nothing, because
 a table has few recipes where a real space has none twice. Figures are shares of the iterations that
-the whole table takes; ratios to random search have 95 % bootstrap intervals over seeds.
+the whole table takes; ratios to random search have 95 % bootstrap intervals over seeds. The policy
+`adapt` begins with the points that a study is given; they are what paid on data like the table's,
+so `tpe+asha` says what the search is worth without that.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,7 @@ from mfdiff_core.errors import MfdiffError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.seeding import rng
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.known import rate_ladder
 from mfdiff_platform.ledger import config_key
 from mfdiff_platform.objective import PSNR
 from mfdiff_platform.plan import StudyPlan, plan_study
@@ -38,7 +41,7 @@ from mfdiff_platform.scheduler import build_scheduler
 from mfdiff_platform.search import trial_data, trial_setting
 from mfdiff_platform.search_space import SearchSpace, parse
 from mfdiff_platform.searcher import RecipeSearcher
-from mfdiff_platform.study import Study
+from mfdiff_platform.study import PAPER_RECIPE, Study
 from mfdiff_platform.suggestion import FINAL
 from mfdiff_platform.trial import run_trial
 from mfdiff_platform.workspace import Workspace
@@ -54,13 +57,14 @@ WITHIN_DB = 0.1
 MOST_SUGGESTIONS = 20
 """Suggestions per recipe of the table after which a search has got stuck."""
 POLICIES = {
-    "random": ("random", "none"),
-    "grid": ("grid", "none"),
-    "tpe": ("tpe", "none"),
-    "random+asha": ("random", "asha"),
-    "tpe+asha": ("tpe", "asha"),
+    "random": ("random", "none", False),
+    "grid": ("grid", "none", False),
+    "tpe": ("tpe", "none", False),
+    "random+asha": ("random", "asha", False),
+    "tpe+asha": ("tpe", "asha", False),
+    "adapt": ("tpe", "asha", True),
 }
-"""Policy to sampler and scheduler; the last one is what `adapt` does."""
+"""Policy to sampler, scheduler, and whether the points that `adapt` tries first come first."""
 
 
 def main() -> None:
@@ -232,18 +236,26 @@ def ratio_to(found: Any, other: Any) -> tuple[float, float, float]:
     return float(found.mean() / other.mean()), float(low), float(high)
 
 
-def cost(table: Table, sampler: str, scheduler: str, seed: int) -> tuple[int, float]:
+def cost(table: Table, sampler: str, scheduler: str, given: bool, seed: int) -> tuple[int, float]:
     """Iterations until a full trial is within reach of the table's best, one trial at a time.
+
+    Args:
+        table: what is searched.
+        sampler, scheduler: as in a study.
+        given: begin with the points that `adapt` gives to a study.
+        seed: of the sampler.
 
     Returns:
         Those iterations and the regret in dB; the whole table's iterations if the scheduler
         stopped every such recipe, because whoever searches then needs the rest to be sure.
     """
+    paper = table.space.references()[PAPER_RECIPE]
+    first = rate_ladder(table.space, paper) if given else []
     searcher = RecipeSearcher(
         table.space,
-        pending=(),
+        pending=[replace(point, number=number) for number, point in enumerate(first)],
         history=(),
-        numbers=range(MOST_SUGGESTIONS * len(table.curves)),
+        numbers=range(len(first), MOST_SUGGESTIONS * len(table.curves)),
         seed=seed,
         sampler=sampler,
         objectives=(PSNR,),

@@ -16,7 +16,7 @@ from typing import Any
 from mfdiff_core.bundle import load_bundle
 from mfdiff_core.data.dataset import Dataset, open_dataset
 from mfdiff_core.errors import ConfigError
-from mfdiff_platform.known import WARM_POINTS, Known, best_points
+from mfdiff_platform.known import WARM_POINTS, Known, best_points, rate_ladder
 from mfdiff_platform.ledger import TrialRecord
 from mfdiff_platform.outcome import Outcome, conclude
 from mfdiff_platform.progress import say
@@ -24,11 +24,21 @@ from mfdiff_platform.repeats import repeat_finalists
 from mfdiff_platform.report import write_report
 from mfdiff_platform.search import TUNE_STATE, Trainable, search
 from mfdiff_platform.session import SearchScale, last_session, session
-from mfdiff_platform.study import REQUEST, Study, StudyRequest, claim_study, load_study
+from mfdiff_platform.study import (
+    PAPER_RECIPE,
+    REQUEST,
+    Study,
+    StudyRequest,
+    claim_study,
+    load_study,
+)
 from mfdiff_platform.study_record import log_outcome, open_study_run, register_best
 from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import tune_trial
 from mfdiff_platform.workspace import Workspace
+
+MOST_GIVEN = 1 / 3
+"""Largest share of a study's search points that is given, not searched."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def adapt(
     _check_room(list(request.references()), scale)
     folder = workspace.study(request.name)
     begins = not (folder / REQUEST).is_file()
-    study = claim_study(folder, request, _warm_start(workspace, request) if begins else None)
+    study = claim_study(folder, request, _known(workspace, request, scale) if begins else None)
     _tell_origin(study, request)
     return work_on(study, store, scale, trainable)
 
@@ -149,10 +159,20 @@ def _check_room(first: list[str], scale: SearchScale) -> None:
         )
 
 
+def _known(workspace: Workspace, request: StudyRequest, scale: SearchScale) -> Known:
+    """What a study that begins tries first: another one's best points, or what mostly pays."""
+    if request.warm_start:
+        return _warm_start(workspace, request)
+    if request.sampler != "tpe":
+        return Known()
+    references = request.references()
+    asked = scale.trials if scale.grow else scale.trials - len(references)
+    ladder = rate_ladder(request.search_space(), references[PAPER_RECIPE])
+    return Known(points=tuple(ladder[: max(0, int(asked * MOST_GIVEN))]))
+
+
 def _warm_start(workspace: Workspace, request: StudyRequest) -> Known:
     """The best points of the study that ``--warm-start`` names."""
-    if not request.warm_start:
-        return Known()
     source = load_study(workspace.study(request.warm_start))
     points = best_points(source, request.search_space(), WARM_POINTS)
     if not points:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.errors import DataError
 from mfdiff_core.files import read_json, write_json
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.search_parameter import Parameter, Value, draw
+from mfdiff_platform.search_parameter import Choices, Parameter, Range, Value, draw
 from mfdiff_platform.search_space import SearchSpace
 from mfdiff_platform.suggestion import Observation, Suggestion
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 KNOWN = "known.json"
 WARM_POINTS = 3
 """How many of another study's best points a warm start tries first."""
+RATES = (10, 30, 3)
+"""Multiples of a recipe's learning rate that are tried first, most promising first."""
+AVERAGED_PARTS = 20
+"""Their weights are averaged over one of so many parts of the training."""
 
 
 @dataclass(frozen=True)
@@ -99,31 +104,72 @@ def best_points(study: Study, space: SearchSpace, count: int) -> list[Suggestion
     return distinct[:count]
 
 
+def rate_ladder(space: SearchSpace, recipe: Recipe) -> list[Suggestion]:
+    """``recipe`` at higher learning rates, as far as ``space`` has them.
+
+    The rate decides more than all else, and a published one belongs to a training of its length:
+    one that is hundreds of times shorter gets nowhere with it, nor with as long an average.
+    """
+    ema = max(0.0, 1 - AVERAGED_PARTS / recipe.iterations)
+    rates = next((p.values for p in space.parameters if p.name == "lr"), None)
+    steps = [replace(recipe, lr=recipe.lr * multiple, ema=ema) for multiple in RATES]
+    within = [to_dict(step) for step in steps if rates and _is_near(rates, step.lr)]
+    return [point for step in within if (point := nearest_point(space, step))]
+
+
+def _is_near(rates: Choices | Range, rate: float) -> bool:
+    """Whether ``rate`` is one of them, but for rounding: 3 times 1e-4 is not 3e-4."""
+    nearest = rates.nearest(rate)
+    return isinstance(nearest, float) and math.isclose(nearest, rate)
+
+
 def point_of(space: SearchSpace, recipe: Mapping[str, Any]) -> Suggestion | None:
     """``recipe`` as a point drawn from ``space``, at the space's own length; None outside it."""
-    from optuna.distributions import distribution_to_json
-    from optuna.trial import FixedTrial
-
     wanted = from_dict(Recipe, recipe)
-    values = to_dict(wanted)
 
-    def pick(parameter: Parameter) -> Value:
+    def pick(parameter: Parameter, value: Value) -> Value | None:
         fixed = parameter.values.examples
         if parameter.name in ("iterations", "batch_size") and len(set(fixed)) == 1:
             return fixed[0]
-        if not parameter.values.holds(values[parameter.name]):
+        return value if parameter.values.holds(value) else None
+
+    point = _drawn_like(space, wanted, pick)
+    if point is None:
+        return None
+    drawn = from_dict(Recipe, point.recipe)
+    as_long = replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size)
+    return point if as_long == wanted else None
+
+
+def nearest_point(space: SearchSpace, recipe: Mapping[str, Any]) -> Suggestion | None:
+    """The point of ``space`` that comes closest to ``recipe``.
+
+    A number that a parameter cannot take becomes the closest that it can, and what the space does
+    not search is ignored; None if the space lacks the strategy or another name.
+    """
+    return _drawn_like(space, from_dict(Recipe, recipe), lambda p, value: p.values.nearest(value))
+
+
+def _drawn_like(
+    space: SearchSpace, wanted: Recipe, pick: Callable[[Parameter, Value], Value | None]
+) -> Suggestion | None:
+    """A point whose parameters ``pick`` takes from those of ``wanted``; None if it cannot."""
+    from optuna.distributions import distribution_to_json
+    from optuna.trial import FixedTrial
+
+    values = to_dict(wanted)
+
+    def pick_or_give_up(parameter: Parameter) -> Value:
+        value = pick(parameter, values[parameter.name])
+        if value is None:
             raise LookupError(parameter.name)
-        value: Value = values[parameter.name]
         return value
 
     try:
-        chosen = draw(space.parameters, pick)
+        chosen = draw(space.parameters, pick_or_give_up)
     except LookupError:
         return None
-    drawn = from_dict(Recipe, chosen)
-    if drawn.strategy != wanted.strategy:
-        return None
-    if replace(drawn, iterations=wanted.iterations, batch_size=wanted.batch_size) != wanted:
+    if from_dict(Recipe, chosen).strategy != wanted.strategy:
         return None
     trial = FixedTrial(chosen)
     fields = space(trial)

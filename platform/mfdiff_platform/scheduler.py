@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.forecast import Forecast
 from mfdiff_platform.objective import PSNR, Objective
 from mfdiff_platform.study import SchedulerName
 from mfdiff_platform.suggestion import FINAL
@@ -51,11 +53,12 @@ class RecipeHalving(FIFOScheduler):
     searches of `benchmarks.search` stopped every recipe worth finding.
 
     Nor does a trial go on past its second rung if it cannot come first: neither does the line
-    through its last two rungs end above the best that a trial has finished with, nor has a finished
-    trial of its strategy made up as much from there. This is what stops strategies that stand still
-    before they meet the others at the last rung. The line alone would stop the best recipes of fast
-    learning, whose figures jitter early on and rise late. It is straight over the iterations at the
-    second rung and over their logarithm from the third on, as learning slows down.
+    through its last two rungs end above the best that a trial has finished with, nor would it come
+    there by what finished trials of its strategy gained from that rung on (`Forecast`). This is
+    what stops strategies that stand still before they meet the others at the last rung. The line
+    alone would stop the best recipes of fast learning, whose figures jitter early on and rise late.
+    It is straight over the iterations at the second rung and over their logarithm from the third
+    on, as learning slows down.
     """
 
     def __init__(self, iterations: int, objective: Objective) -> None:
@@ -64,15 +67,15 @@ class RecipeHalving(FIFOScheduler):
         marks = sorted({max(1, int(share * iterations)) for share in RUNGS}, reverse=True)
         self._iterations, self._last = iterations, marks[0]
         self._best, self._passed = dict[str, float](), dict[str, list[_Passed]]()
-        self._finished, self._gains = -math.inf, dict[tuple[str, int], float]()
+        self._forecast = Forecast()
         self.rungs: dict[int, dict[str, dict[str, float]]] = {mark: {} for mark in marks}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop or continue a trial that has reported."""
         score = self._objective.score(result)
-        strategy = trial.config["recipe"].get("strategy", "")
+        strategy = strategy_of(trial.config["recipe"])
         if result.get(FINAL):
-            self.note_finished(trial.trial_id, strategy, score)
+            self.note_finished(trial.trial_id, strategy, int(result["iterations"]), score)
             return str(TrialScheduler.CONTINUE)
         goes_on = self.judge(trial.trial_id, strategy, int(result["iterations"]), score)
         if goes_on or trial.config["reference"]:
@@ -95,16 +98,12 @@ class RecipeHalving(FIFOScheduler):
         tie = 0.0 if mark == self._last else self._tie
         ahead = sum(other > score + tie for other in scores.values())
         reach = self._reach(trial, strategy, _Passed(mark, iterations, score))
-        return ahead < max(1, len(scores) // REDUCTION) and reach > self._finished
+        return ahead < max(1, len(scores) // REDUCTION) and reach > self._forecast.best
 
-    def note_finished(self, trial: str, strategy: str, score: float) -> None:
-        """A trial ran to its end: the bar for all others, and what its strategy can gain."""
-        if not math.isfinite(score):
-            return
-        self._finished = max(score, self._finished)
-        for passed in self._passed.get(trial, ()):
-            kind = strategy, passed.mark
-            self._gains[kind] = max(score - passed.score, self._gains.get(kind, 0.0))
+    def note_finished(self, trial: str, strategy: str, iterations: int, score: float) -> None:
+        """A trial ran to its end: a bar for all others and, at full length, what they may gain."""
+        stood = {passed.mark: passed.score for passed in self._passed.get(trial, ())}
+        self._forecast.learn(strategy, stood if iterations >= self._iterations else {}, score)
 
     def _reach(self, trial: str, strategy: str, here: _Passed) -> float:
         """What a trial may end with at best, as far as a rung can tell; infinite at its first."""
@@ -120,21 +119,33 @@ class RecipeHalving(FIFOScheduler):
             left = math.log(self._iterations / here.iterations)
             left /= math.log(here.iterations / before.iterations)
         line = here.score + gained * left
-        return max(line, here.score + self._gains.get((strategy, here.mark), 0.0))
+        return max(line, here.score + self._forecast.gain(strategy, here.mark, here.score))
 
     def recall(
         self,
         number: int,
         strategy: str,
         scores: Iterable[tuple[int, float]],
-        final: float | None = None,
+        final: tuple[int, float] | None = None,
     ) -> None:
-        """Set the bars as trial ``number`` of an earlier session did, which may have finished."""
+        """Set the bars as trial ``number`` of an earlier session did.
+
+        Args:
+            number: of the trial.
+            strategy: of its recipe.
+            scores: iterations and score of each validation on the way.
+            final: those of its end, if it came there.
+        """
         trial = f"earlier-{number}"
         for iterations, score in scores:
             self.judge(trial, strategy, iterations, score)
         if final is not None:
-            self.note_finished(trial, strategy, final)
+            self.note_finished(trial, strategy, *final)
+
+
+def strategy_of(recipe: Mapping[str, Any]) -> str:
+    """Strategy of a recipe, the default one where its space does not name it."""
+    return str(recipe.get("strategy", Recipe.strategy))
 
 
 def build_scheduler(

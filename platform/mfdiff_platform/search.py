@@ -243,16 +243,16 @@ def build_tuner(
 
 def _scheduler(study: Study, iterations: int) -> Any:
     """The study's scheduler, with the bars that earlier sessions have set."""
-    from mfdiff_platform.scheduler import RecipeHalving, build_scheduler
+    from mfdiff_platform.scheduler import RecipeHalving, build_scheduler, strategy_of
 
     aim = study.objectives[0]
     scheduler = build_scheduler(study.request.scheduler, iterations, aim)
     if isinstance(scheduler, RecipeHalving):
         for record in study.ledger.ended():
             scores = [(step, aim.score({aim.metric: value})) for step, value in record.curve]
-            strategy = record.config["recipe"].get("strategy", "")
-            final = aim.score(record.metrics) if record.state == "finished" else None
-            scheduler.recall(record.number, strategy, scores, final)
+            ended = record.state == "finished"
+            final = (record.iterations, aim.score(record.metrics)) if ended else None
+            scheduler.recall(record.number, strategy_of(record.config["recipe"]), scores, final)
     return scheduler
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,15 @@ class Choices:
     def holds(self, value: Value) -> bool:
         """Whether ``value`` is one of them."""
         return value in self.values
+
+    def nearest(self, value: Value) -> Value | None:
+        """``value`` if it is one of them, else the number that is closest; None for a name."""
+        if value in self.values:
+            return value
+        numbers = [choice for choice in self.values if _is_number(choice)]
+        if not (numbers and _is_number(value)):
+            return None
+        return min(numbers, key=lambda number: abs(float(number) - float(value)))
 
     @property
     def examples(self) -> tuple[Value, ...]:
@@ -82,6 +92,16 @@ class Range:
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-9
 
+    def nearest(self, value: Value) -> Value | None:
+        """The number of the range that is closest to ``value``; None for a name."""
+        if not _is_number(value):
+            return None
+        clipped = min(max(float(value), self.low), self.high)
+        if self.step is not None:
+            most = math.floor((self.high - self.low) / self.step + 1e-9)
+            clipped = self.low + min(round((clipped - self.low) / self.step), most) * self.step
+        return round(clipped) if self.is_whole else clipped
+
     @property
     def examples(self) -> tuple[Value, ...]:
         """Values that stand for all."""
@@ -90,6 +110,10 @@ class Range:
     def __str__(self) -> str:
         steps = "" if self.step is None else f", step {self.step:g}"
         return f"{self.low:g} .. {self.high:g}{', log' if self.log else ''}{steps}"
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mfdiff_core.seeding import derive_seed
-from mfdiff_platform.known import point_of
+from mfdiff_platform.known import nearest_point
 from mfdiff_platform.objective import Objective
 from mfdiff_platform.search_parameter import Choices, Value
 from mfdiff_platform.search_space import SearchSpace
@@ -105,7 +105,7 @@ class RecipeSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna how a trial ended, references too where they are points of the space."""
+        """Tell Optuna how a trial ended; references as the nearest points of the space."""
         if error and self._failures_left is not None:
             self._failures_left = max(0, self._failures_left - 1)
         trial, best = self._asked.pop(trial_id, None), self._best.pop(trial_id, None)
@@ -150,10 +150,10 @@ class RecipeSearcher(Searcher):
                 self._begun[number] = self._ask_again(begun[number])
 
     def _as_point(self, suggestion: Suggestion) -> Suggestion | None:
-        """A reference recipe as a point of the space, if it is one."""
+        """A reference recipe as the point of the space that comes closest to it."""
         if suggestion.distributions is not None:
             return None
-        point = point_of(self._space, suggestion.recipe)
+        point = nearest_point(self._space, suggestion.recipe)
         return point and replace(point, number=suggestion.number)
 
     def _remember(self, observation: Observation) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 
-from mfdiff_platform.known import best_points, point_of
+from mfdiff_platform.known import best_points, nearest_point, point_of, rate_ladder
 from mfdiff_platform.search_space import parse
 from mfdiff_platform.searcher import RecipeSearcher
 from mfdiff_platform.study import Study, StudyRequest, claim_study, load_study
@@ -121,6 +122,55 @@ def test_recipe_with_settings_that_the_space_lacks_is_no_point_of_it() -> None:
     assert point_of(space, {**inside, "l2sp": 0.1}) is None
     assert point_of(space, {**inside, "lr": 0.5}) is None
     assert point_of(space, {**inside, "strategy": "external", "iterations": 0}) is None
+
+
+def test_nearest_point_has_the_closest_numbers_but_the_same_names() -> None:
+    space = parse(SPACE)
+    near = nearest_point(space, {"iterations": 500, "lr": 0.5, "l2sp": 0.1})
+    assert near is not None
+    assert near.recipe["lr"] == 1e-3
+    assert near.recipe["iterations"] == 30
+    assert "l2sp" not in near.recipe
+    assert nearest_point(space, {"strategy": "external", "iterations": 0}) is None
+    assert nearest_point(space, {"iterations": 500, "schedule": "linear"}) is None
+
+
+def test_first_points_are_the_papers_recipe_at_the_rates_that_the_space_has() -> None:
+    text = """
+parameters:
+  strategy: {choices: [two_stage, internal]}
+  iterations: {value: 100}
+  lr: {low: 3e-5, high: 2e-3, log: true}
+  ema: {choices: [0.8, 0.99]}
+  augment: {choices: [none, flip]}
+"""
+    space = parse(text)
+    points = rate_ladder(space, space.references()["two-stage (paper)"])
+    assert [point.recipe["lr"] for point in points] == pytest.approx([1e-3, 3e-4])
+    for point in points:
+        fixed = {"strategy": "two_stage", "iterations": 100, "ema": 0.8, "augment": "none"}
+        assert point.recipe == {**fixed, "lr": point.recipe["lr"]}
+
+
+def test_rates_of_a_list_are_found_in_spite_of_rounding() -> None:
+    """3 * 1e-4 is 0.00030000000000000003."""
+    space = parse(
+        "parameters: {iterations: {value: 100}, lr: {choices: [1.0e-4, 3.0e-4, 3.0e-3, 1.0e-2]}}"
+    )
+    points = rate_ladder(space, space.references()["two-stage (paper)"])
+    assert [point.recipe["lr"] for point in points] == [3e-3, 3e-4]
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [{"strategy": "internal"}, {"lr": 2e-4}, {"schedule": "linear"}, {"lr": 1e-4}],
+)
+def test_space_that_lacks_the_papers_recipe_has_no_such_points(lacking: dict[str, Any]) -> None:
+    fixed = {name: {"value": value} for name, value in lacking.items()}
+    lr = {"low": 1e-4, "high": 1e-2, "log": True}
+    text = json.dumps({"parameters": {"iterations": {"value": 100}, "lr": lr, **fixed}})
+    space = parse(text)
+    assert rate_ladder(space, space.references()["two-stage (paper)"]) == []
 
 
 def test_best_points_of_another_study_come_best_first(study: Study) -> None:

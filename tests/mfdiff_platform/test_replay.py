@@ -34,4 +34,12 @@ def test_search_of_adapt_costs_at_most_an_eighth_of_the_table(table: Table) -> N
 
 
 def test_same_seed_costs_the_same(table: Table) -> None:
-    assert cost(table, "tpe", "asha", 3) == cost(table, "tpe", "asha", 3)
+    assert cost(table, *POLICIES["adapt"], 3) == cost(table, *POLICIES["adapt"], 3)
+
+
+def test_points_that_a_study_is_given_halve_what_a_search_costs(table: Table) -> None:
+    found = {
+        policy: mean(cost(table, *POLICIES[policy], seed)[0] for seed in SEEDS)
+        for policy in ("tpe+asha", "adapt")
+    }
+    assert found["adapt"] < found["tpe+asha"] / 2

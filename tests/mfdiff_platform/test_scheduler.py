@@ -21,7 +21,7 @@ def halving() -> RecipeHalving:
 
 
 def trial(scheduler: RecipeHalving, reference: str = "", strategy: str = "two_stage") -> Trial:
-    config = {"reference": reference, "recipe": {"strategy": strategy}}
+    config = {"reference": reference, "recipe": {"strategy": strategy} if strategy else {}}
     made = Trial("recipe", config=config, stub=True)
     scheduler.on_trial_add(None, made)
     return made
@@ -103,6 +103,37 @@ def test_reference_recipe_is_a_bar_for_the_first_point(halving: RecipeHalving) -
     assert verdict(halving, trial(halving), 29.0) == TrialScheduler.STOP
 
 
+def test_reference_is_a_bar_where_the_space_names_no_strategy(halving: RecipeHalving) -> None:
+    verdict(halving, trial(halving, "two-stage (paper)"), 31.0)
+    assert verdict(halving, trial(halving, strategy=""), 25.0) == TrialScheduler.STOP
+
+
+def test_short_recipe_that_ended_is_a_bar_but_teaches_no_gains(halving: RecipeHalving) -> None:
+    """It gained 5 in no time, which says nothing about the rungs of a full trial."""
+    short = trial(halving)
+    for iterations, psnr in ((5, 23.0), (15, 24.0)):
+        verdict(halving, short, psnr, iterations)
+    verdict(halving, short, 29.0, 20, **{FINAL: True})
+    flat = trial(halving)
+    verdicts = [verdict(halving, flat, 28.5, iterations) for iterations in (5, 15)]
+    assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+def test_trial_that_stands_higher_gains_as_those_that_stood_there(halving: RecipeHalving) -> None:
+    """The slow reference gained 6 from far below; the one that stood at 28 gained 1."""
+    for name, scores, end in (
+        ("paper", (22.0, 24.0, 27.0), 30.0),
+        ("fast", (27.0, 28.0, 28.5), 29.0),
+    ):
+        made = trial(halving, name)
+        for iterations, psnr in zip((5, 15, 45), scores, strict=True):
+            verdict(halving, made, psnr, iterations)
+        verdict(halving, made, end, ITERATIONS, **{FINAL: True})
+    flat = trial(halving)
+    verdicts = [verdict(halving, flat, 28.0, iterations) for iterations in (5, 15)]
+    assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
 def test_bars_of_an_earlier_session_stand_again(halving: RecipeHalving) -> None:
     reports = {0: [(5, 20.0), (15, 25.0)], 1: [(5, 22.0), (15, 24.0)], 2: [(5, 18.0)]}
     again = build_scheduler("asha", ITERATIONS)
@@ -136,7 +167,7 @@ def test_trial_goes_on_if_its_line_ends_above_the_best_that_finished(
     halving: RecipeHalving, second: float, goes_on: bool
 ) -> None:
     """From 25 at 5 of 90 iterations a line meets 28.32 in the end if it is at 25.39 at 15."""
-    halving.note_finished("another", "two_stage", 28.32)
+    halving.note_finished("another", "two_stage", ITERATIONS, 28.32)
     made = trial(halving, strategy="internal")
     assert verdict(halving, made, 25.0, 5) == TrialScheduler.CONTINUE
     expected = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
@@ -152,7 +183,7 @@ def test_trial_goes_on_if_one_of_its_strategy_has_made_up_as_much(
     for iterations, psnr in ((5, 23.0), (15, 24.0), (45, 27.0)):
         verdict(halving, paper, psnr, iterations)
     verdict(halving, paper, 28.0, ITERATIONS, **{FINAL: True})
-    halving.note_finished("another", "internal", 32.0)
+    halving.note_finished("another", "internal", ITERATIONS, 32.0)
     flat = trial(halving)
     verdict(halving, flat, second, 5)
     expected = TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
@@ -174,7 +205,7 @@ def test_trial_that_diverged_at_its_end_stops_nobody(halving: RecipeHalving) -> 
 
 
 def test_what_finished_in_an_earlier_session_stops_too(halving: RecipeHalving) -> None:
-    halving.recall(0, "two_stage", [(5, 24.0), (15, 29.0)], final=30.0)
+    halving.recall(0, "two_stage", [(5, 24.0), (15, 29.0)], final=(ITERATIONS, 30.0))
     flat = trial(halving, strategy="internal")
     verdicts = [verdict(halving, flat, 29.0, iterations) for iterations in (5, 15)]
     assert verdicts == [TrialScheduler.CONTINUE, TrialScheduler.STOP]

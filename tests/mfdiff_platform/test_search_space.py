@@ -12,6 +12,7 @@ import pytest
 from mfdiff_core.config import from_dict
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.training.strategies import Recipe
+from mfdiff_platform.search_parameter import Choices, Range, Value
 from mfdiff_platform.search_space import SearchSpace, load, parse, resolve, spaces_folder
 from mfdiff_platform.yaml_file import parse_yaml
 
@@ -130,6 +131,31 @@ def test_values_lie_in_their_ranges_and_on_their_steps() -> None:
             assert 1e-5 <= recipe["lr"] <= 1e-3
         if "unfreeze_at" in recipe:
             assert round(recipe["unfreeze_at"], 9) in (0.2, 0.6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "nearest"),
+    [
+        (Choices(values=(0.9, 0.99)), 0.9, 0.9),
+        (Choices(values=(0.9, 0.99)), 0.9999, 0.99),
+        (Choices(values=("none", "flip")), "flip", "flip"),
+        (Choices(values=("none", "flip")), "affine", None),
+        (Choices(values=(False, True)), 3.0, None),
+        (Choices(values=(1, 2)), "1", None),
+        (Range(low=1e-3, high=1e-2, log=True), 1e-4, 1e-3),
+        (Range(low=1e-3, high=1e-2, log=True), 5e-3, 5e-3),
+        (Range(low=0.0, high=1.0, step=0.3), 0.5, 0.6),
+        (Range(low=0.0, high=1.0, step=0.3), 2.0, 0.9),
+        (Range(low=2, high=8), 3.6, 4),
+        (Range(low=2, high=8), "many", None),
+    ],
+)
+def test_the_nearest_value_is_one_of_the_space(
+    values: Choices | Range, value: Value, nearest: Value | None
+) -> None:
+    found = values.nearest(value)
+    assert found == (pytest.approx(nearest) if isinstance(nearest, float) else nearest)
+    assert found is None or values.holds(found)
 
 
 def test_a_logarithmic_range_is_searched_evenly_by_order_of_magnitude() -> None:

@@ -272,6 +272,31 @@ def test_references_that_are_points_of_the_space_are_told_to_optuna(study: Study
     assert again == told
 
 
+def test_reference_that_the_space_lacks_is_told_as_the_nearest_point(tmp_path: Path) -> None:
+    """The paper's rate of 1e-4 and its memory of 0.9999 lie outside."""
+    space = """
+parameters:
+  strategy: {choices: [two_stage, internal]}
+  iterations: {value: 90}
+  lr: {low: 1e-3, high: 1e-2, log: true}
+  ema: {choices: [0.9, 0.99]}
+"""
+    searcher = open_searcher(Study(tmp_path, request(space=space)))
+    for trial_id in study_references(searcher):
+        searcher.on_trial_complete(trial_id, {"psnr": 30.0, "iterations": 90, FINAL: True})
+    told = [trial.params for trial in searcher._study.trials]
+    assert told == [
+        {"strategy": strategy, "lr": 1e-3, "ema": 0.99} for strategy in ("two_stage", "internal")
+    ]
+
+
+def study_references(searcher: RecipeSearcher) -> list[str]:
+    """Asks for the three references."""
+    ids = ["external", "two-stage", "internal"]
+    assert all(isinstance(searcher.suggest(trial_id), dict) for trial_id in ids)
+    return ids
+
+
 def test_trial_cut_short_is_asked_again_before_anything_new(study: Study) -> None:
     searcher = open_searcher(study)
     for number in range(6):

@@ -152,7 +152,8 @@ def command(
 ) -> None:
     """Search for the recipe that adapts the pretrained model best to a site.
 
-    The paper's own recipes run first, so the result says what the search has won. The best trial
+    The paper's own recipes run first, so the result says what the search has won; then, unless
+    --sampler or --warm-start says otherwise, the paper's at higher learning rates. The best trial
     becomes candidate of the site model mfdiff-DOMAIN. The same command again resumes.
 
     \b
