@@ -136,14 +136,10 @@ def test_nearest_point_has_the_closest_numbers_but_the_same_names() -> None:
 
 
 def test_first_points_are_the_papers_recipe_at_the_rates_that_the_space_has() -> None:
-    text = """
-parameters:
-  strategy: {choices: [two_stage, internal]}
-  iterations: {value: 100}
-  lr: {low: 3e-5, high: 2e-3, log: true}
-  ema: {choices: [0.8, 0.99]}
-  augment: {choices: [none, flip]}
-"""
+    lr = {"low": 3e-5, "high": 2e-3, "log": True}
+    lists = {"strategy": ["two_stage", "internal"], "ema": [0.8, 0.99], "augment": ["none", "flip"]}
+    choices = {name: {"choices": values} for name, values in lists.items()}
+    text = json.dumps({"parameters": {**choices, "iterations": {"value": 100}, "lr": lr}})
     space = parse(text)
     points = rate_ladder(space, space.references()["two-stage (paper)"])
     assert [point.recipe["lr"] for point in points] == pytest.approx([1e-3, 3e-4])
