@@ -250,7 +250,7 @@ def cost(table: Table, sampler: str, scheduler: str, given: bool, seed: int) -> 
         stopped every such recipe, because whoever searches then needs the rest to be sure.
     """
     paper = table.space.references()[PAPER_RECIPE]
-    first = rate_ladder(table.space, paper) if given else []
+    first = rate_ladder(table.space, paper, len(table.curves)) if given else []
     searcher = RecipeSearcher(
         table.space,
         pending=[replace(point, number=number) for number, point in enumerate(first)],

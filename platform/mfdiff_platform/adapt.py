@@ -37,9 +37,6 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.trial import tune_trial
 from mfdiff_platform.workspace import Workspace
 
-MOST_GIVEN = 1 / 3
-"""Largest share of a study's search points that is given, not searched."""
-
 
 @dataclass(frozen=True)
 class Adapted:
@@ -85,7 +82,7 @@ def adapt(
     _check_room(list(request.references()), scale)
     folder = workspace.study(request.name)
     begins = not (folder / REQUEST).is_file()
-    study = claim_study(folder, request, _known(workspace, request, scale) if begins else None)
+    study = claim_study(folder, request, _given(workspace, request, scale) if begins else None)
     _tell_origin(study, request)
     return work_on(study, store, scale, trainable)
 
@@ -96,7 +93,7 @@ def work_on(
     """`adapt` for a study that is there."""
     dataset = open_dataset(Path(study.request.data))
     with session(study, scale) as settled:
-        _check_room([s.reference or "a point taken over" for s in study.first()], settled)
+        _check_room([s.reference or "a point tried first" for s in study.first()], settled)
         return _carry_out(study, store, settled, dataset, trainable)
 
 
@@ -159,16 +156,17 @@ def _check_room(first: list[str], scale: SearchScale) -> None:
         )
 
 
-def _known(workspace: Workspace, request: StudyRequest, scale: SearchScale) -> Known:
+def _given(workspace: Workspace, request: StudyRequest, scale: SearchScale) -> Known:
     """What a study that begins tries first: another one's best points, or what mostly pays."""
     if request.warm_start:
         return _warm_start(workspace, request)
     if request.sampler != "tpe":
         return Known()
     references = request.references()
-    asked = scale.trials if scale.grow else scale.trials - len(references)
-    ladder = rate_ladder(request.search_space(), references[PAPER_RECIPE])
-    return Known(points=tuple(ladder[: max(0, int(asked * MOST_GIVEN))]))
+    points = scale.trials if scale.grow else scale.trials - len(references)
+    return Known(
+        points=tuple(rate_ladder(request.search_space(), references[PAPER_RECIPE], points))
+    )
 
 
 def _warm_start(workspace: Workspace, request: StudyRequest) -> Known:

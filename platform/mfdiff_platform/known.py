@@ -1,4 +1,4 @@
-"""What a study takes over from another one: points whose result is known, and points to try."""
+"""What a study is given when it begins: points whose result is known, and points to try first."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ RATES = (10, 30, 3)
 """Multiples of a recipe's learning rate that are tried first, most promising first."""
 AVERAGED_PARTS = 20
 """Their weights are averaged over one of so many parts of the training."""
+MOST_GIVEN = 1 / 3
+"""Largest share of a study's search points that comes from this ladder."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was taken over.
+    """What was given.
 
     Attributes:
         observations: points whose result the search may use; numbered below 0.
@@ -46,7 +48,7 @@ class Known:
 
 
 def load_known(folder: Path) -> Known:
-    """What the study in ``folder`` has taken over.
+    """What the study in ``folder`` was given.
 
     Raises:
         DataError: its file is damaged.
@@ -59,7 +61,7 @@ def load_known(folder: Path) -> Known:
         observations = tuple(_observation(**found) for found in values["observations"])
         return Known(observations, tuple(Suggestion(**point) for point in values["points"]))
     except (KeyError, TypeError) as fault:
-        raise DataError(f"{path}: not what a study has taken over ({fault!r})") from None
+        raise DataError(f"{path}: not what a study was given ({fault!r})") from None
 
 
 def _observation(suggestion: Mapping[str, Any], others: list[float], **rest: Any) -> Observation:
@@ -104,17 +106,23 @@ def best_points(study: Study, space: SearchSpace, count: int) -> list[Suggestion
     return distinct[:count]
 
 
-def rate_ladder(space: SearchSpace, recipe: Recipe) -> list[Suggestion]:
+def rate_ladder(space: SearchSpace, recipe: Recipe, points: int) -> list[Suggestion]:
     """``recipe`` at higher learning rates, as far as ``space`` has them.
 
     The rate decides more than all else, and a published one belongs to a training of its length:
     one that is hundreds of times shorter gets nowhere with it, nor with as long an average.
+
+    Args:
+        space: what is searched.
+        recipe: of the paper.
+        points: search points that the study has; a third of them at most is given.
     """
     ema = max(0.0, 1 - AVERAGED_PARTS / recipe.iterations)
     rates = next((p.values for p in space.parameters if p.name == "lr"), None)
     steps = [replace(recipe, lr=recipe.lr * multiple, ema=ema) for multiple in RATES]
     within = [to_dict(step) for step in steps if rates and _is_near(rates, step.lr)]
-    return [point for step in within if (point := nearest_point(space, step))]
+    ladder = [point for step in within if (point := nearest_point(space, step))]
+    return ladder[: max(0, int(points * MOST_GIVEN))]
 
 
 def _is_near(rates: Choices | Range, rate: float) -> bool:

@@ -153,7 +153,7 @@ class Study:
         return [finished[number] for number in pareto(metrics, self.objectives)]
 
     def first(self) -> list[Suggestion]:
-        """What runs before the search: references, then points taken over."""
+        """What runs before the search: references, then points to try first."""
         references = enumerate(self.request.references().items())
         fixed = [Suggestion(number, to_dict(recipe), name) for number, (name, recipe) in references]
         points = enumerate(self.known.points, start=len(fixed))
@@ -203,7 +203,7 @@ def claim_study(folder: Path, request: StudyRequest, known: Known | None = None)
     Args:
         folder: the study's own; its name is the study's.
         request: what is asked for now.
-        known: what a study that begins takes over from another one.
+        known: what a study that begins is given.
 
     Raises:
         ConfigError: the folder holds a study of other settings; names those that differ.

@@ -141,7 +141,7 @@ def test_first_points_are_the_papers_recipe_at_the_rates_that_the_space_has() ->
     choices = {name: {"choices": values} for name, values in lists.items()}
     text = json.dumps({"parameters": {**choices, "iterations": {"value": 100}, "lr": lr}})
     space = parse(text)
-    points = rate_ladder(space, space.references()["two-stage (paper)"])
+    points = rate_ladder(space, space.references()["two-stage (paper)"], 9)
     assert [point.recipe["lr"] for point in points] == pytest.approx([1e-3, 3e-4])
     for point in points:
         fixed = {"strategy": "two_stage", "iterations": 100, "ema": 0.8, "augment": "none"}
@@ -153,8 +153,15 @@ def test_rates_of_a_list_are_found_in_spite_of_rounding() -> None:
     space = parse(
         "parameters: {iterations: {value: 100}, lr: {choices: [1.0e-4, 3.0e-4, 3.0e-3, 1.0e-2]}}"
     )
-    points = rate_ladder(space, space.references()["two-stage (paper)"])
+    points = rate_ladder(space, space.references()["two-stage (paper)"], 9)
     assert [point.recipe["lr"] for point in points] == [3e-3, 3e-4]
+
+
+@pytest.mark.parametrize(("points", "given"), [(-1, 0), (2, 0), (3, 1), (8, 2), (9, 3), (47, 3)])
+def test_a_third_of_the_search_points_at_most_is_given(points: int, given: int) -> None:
+    space = parse("parameters: {iterations: {value: 100}, lr: {low: 1.0e-4, high: 1.0e-2}}")
+    ladder = rate_ladder(space, space.references()["two-stage (paper)"], points)
+    assert [point.recipe["lr"] for point in ladder] == pytest.approx([1e-3, 3e-3, 3e-4][:given])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_space_that_lacks_the_papers_recipe_has_no_such_points(lacking: dict[str
     lr = {"low": 1e-4, "high": 1e-2, "log": True}
     text = json.dumps({"parameters": {"iterations": {"value": 100}, "lr": lr, **fixed}})
     space = parse(text)
-    assert rate_ladder(space, space.references()["two-stage (paper)"]) == []
+    assert rate_ladder(space, space.references()["two-stage (paper)"], 9) == []
 
 
 def test_best_points_of_another_study_come_best_first(study: Study) -> None:
