@@ -97,6 +97,14 @@ def test_search_goes_on_to_its_last_trial(adapted: Adapted) -> None:
     assert states == {**dict.fromkeys(range(8), "finished"), **failed}
 
 
+def test_search_begins_with_the_papers_recipe_at_ten_times_its_rate(adapted: Adapted) -> None:
+    """A third of its five search points may be given, which is one."""
+    rates = [record.config["recipe"]["lr"] for record in adapted.study.ledger][3:]
+    assert rates[0] == pytest.approx(1e-3)
+    assert len(adapted.study.known.points) == 1
+    assert len(set(rates)) == 5
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
