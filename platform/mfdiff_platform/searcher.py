@@ -82,8 +82,6 @@ class RecipeSearcher(Searcher):
             suggestion = self._pending.pop(0)
             if suggestion.number in self._begun:
                 self._asked[trial_id] = self._begun[suggestion.number]
-            elif point := self._as_point(suggestion):
-                self._asked[trial_id] = self._ask_again(point)
             return _config(suggestion)
         if not self._numbers:
             return str(Searcher.FINISHED)
@@ -140,19 +138,22 @@ class RecipeSearcher(Searcher):
         )
 
     def _recall(self, history: Sequence[Observation]) -> None:
-        """Tell Optuna of earlier sessions' search points, in the order they were suggested in."""
+        """Tell Optuna of what is known and what is to come first, in the order of their numbers.
+
+        TPE weighs points by their order, so it must not depend on where a session began.
+        """
         ended = {observation.suggestion.number: observation for observation in history}
-        begun = {suggestion.number: suggestion for suggestion in self._pending}
+        begun = {suggestion.number: self._as_point(suggestion) for suggestion in self._pending}
         for number in sorted(ended.keys() | begun.keys()):
             if number in ended:
                 self._remember(ended[number])
-            elif begun[number].distributions is not None:
-                self._begun[number] = self._ask_again(begun[number])
+            elif point := begun[number]:
+                self._begun[number] = self._ask_again(point)
 
     def _as_point(self, suggestion: Suggestion) -> Suggestion | None:
         """A reference recipe as the point of the space that comes closest to it."""
         if suggestion.distributions is not None:
-            return None
+            return suggestion
         point = nearest_point(self._space, suggestion.recipe)
         return point and replace(point, number=suggestion.number)
 

@@ -16,9 +16,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mfdiff_core.config import from_dict, to_dict
+from mfdiff_platform.known import Known, rate_ladder
 from mfdiff_platform.ledger import Ledger
 from mfdiff_platform.searcher import RecipeSearcher, remembered
-from mfdiff_platform.study import Study, StudyRequest, recorded
+from mfdiff_platform.study import Study, StudyRequest, claim_study, recorded
 from mfdiff_platform.suggestion import FINAL, Observation, Suggestion
 
 SPACE = """
@@ -133,6 +134,24 @@ def test_killed_and_resumed_study_tries_what_an_uninterrupted_one_does(
         step(searcher, broken.ledger, killed=number == killed_in)
     run_to_end(broken)
     assert recipes(broken) == recipes(whole)
+
+
+@pytest.mark.parametrize("killed_in", [1, 3, 4, 6, 13])
+def test_killed_study_that_was_given_points_goes_on_as_an_uninterrupted_one_does(
+    tmp_path: Path, killed_in: int
+) -> None:
+    """References and given points are told in one order, wherever a session begins."""
+    space = request().search_space()
+    points = rate_ladder(space, space.references()["two-stage (paper)"], TRIALS)
+    given = Known(points=tuple(points))
+    assert len(given.points) == 3
+    studies = [claim_study(tmp_path / name, request(), given) for name in ("whole", "broken")]
+    run_to_end(studies[0], 24)
+    searcher = open_searcher(studies[1], 24)
+    for number in range(killed_in + 1):
+        step(searcher, studies[1].ledger, killed=number == killed_in)
+    run_to_end(studies[1], 24)
+    assert recipes(studies[1]) == recipes(studies[0])
 
 
 def test_study_resumed_after_every_trial_tries_the_same_too(tmp_path: Path) -> None:
