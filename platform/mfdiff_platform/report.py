@@ -168,10 +168,11 @@ def _table(outcome: Outcome) -> str:
 
 def _trials(study: Study) -> str:
     head = "<tr><th>Trial<th>strategy<th>freeze<th>lr<th>iterations<th>PSNR<th>state<th>s</tr>"
-    rows = []
+    rows, first = [], {suggestion.number for suggestion in study.first()}
     for record in study.ledger:
         recipe = from_dict(Recipe, record.config["recipe"])
-        name = record.config["reference"] or "search"
+        searched = "tried first" if record.number in first else "search"
+        name = record.config["reference"] or searched
         psnr = record.metrics.get("psnr")
         rows.append(
             f"<tr><td>{record.number} · {escape(name)}<td>{escape(recipe.strategy)}"

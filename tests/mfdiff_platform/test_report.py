@@ -12,12 +12,13 @@ import pytest
 
 from mfdiff_core.config import from_dict, to_dict
 from mfdiff_core.training.strategies import Recipe
-from mfdiff_platform.known import point_of
+from mfdiff_platform.known import Known, point_of
 from mfdiff_platform.outcome import Outcome, Row
 from mfdiff_platform.recipe_file import RECIPE, read_recipe
 from mfdiff_platform.report import markdown_table, model_card, table_row, write_report
 from mfdiff_platform.search_summary import importance, saving
 from mfdiff_platform.study import PAPER_RECIPE, Study, StudyRequest, claim_study
+from mfdiff_platform.suggestion import Suggestion
 
 EVIL = "</td><script src='http://evil.example/x.js'></script>[/b]"
 POINT = {"strategy": "two_stage", "iterations": 30, "freeze": "encoders"}
@@ -123,6 +124,13 @@ def test_page_shows_every_row_every_trial_and_the_gain(study: Study) -> None:
     assert "+1.25 dB against the paper's recipe" in text
     assert OUTCOME.definition in text
     assert "looked at 1 time(s)" in text
+
+
+def test_page_tells_points_that_a_study_was_given_from_those_it_searched(study: Study) -> None:
+    Known(points=(Suggestion(0, POINT),)).save(study.folder)
+    text = Page(write_report(study, OUTCOME)).text
+    assert "3 · tried first " in text
+    assert "4 · search " in text
 
 
 def test_page_says_what_it_is_not(study: Study) -> None:
