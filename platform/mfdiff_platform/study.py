@@ -160,10 +160,14 @@ class Study:
         return fixed + [replace(point, number=number) for number, point in points]
 
     def pending(self) -> list[Suggestion]:
-        """What must run before the search goes on: references, and trials cut short."""
+        """What must run before the search goes on: references, and trials cut short; in order.
+
+        What is stopped depends on what ran before, so a resumed study keeps the order.
+        """
         ledger = {record.number: record for record in self.ledger}
         waiting = [suggestion for suggestion in self.first() if suggestion.number not in ledger]
-        return waiting + [suggestion_of(r) for r in ledger.values() if r.state == "running"]
+        cut = [suggestion_of(r) for r in ledger.values() if r.state == "running"]
+        return sorted(waiting + cut, key=lambda suggestion: suggestion.number)
 
     def history(self) -> list[Observation]:
         """Search points that have ended, in order, those taken over first."""
