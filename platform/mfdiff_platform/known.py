@@ -26,8 +26,8 @@ RATES = (10, 30, 3)
 """Multiples of a recipe's learning rate that are tried first, most promising first."""
 AVERAGED_PARTS = 20
 """Their weights are averaged over one of so many parts of the training."""
-MOST_GIVEN = 1 / 3
-"""Largest share of a study's search points that comes from this ladder."""
+GIVEN_PART = 3
+"""At most one of so many search points is given, not searched."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def rate_ladder(space: SearchSpace, recipe: Recipe, points: int) -> list[Suggest
     steps = [replace(recipe, lr=recipe.lr * multiple, ema=ema) for multiple in RATES]
     within = [to_dict(step) for step in steps if rates and _is_near(rates, step.lr)]
     ladder = [point for step in within if (point := nearest_point(space, step))]
-    return ladder[: max(0, int(points * MOST_GIVEN))]
+    return ladder[: max(0, points // GIVEN_PART)]
 
 
 def _is_near(rates: Choices | Range, rate: float) -> bool:

@@ -153,7 +153,7 @@ def command(
     """Search for the recipe that adapts the pretrained model best to a site.
 
     The paper's own recipes run first, so the result says what the search has won; then, unless
-    --sampler or --warm-start says otherwise, the paper's at higher learning rates. The best trial
+    --sampler or --warm-start says otherwise, the two-stage one at higher rates. The best trial
     becomes candidate of the site model mfdiff-DOMAIN. The same command again resumes.
 
     \b
