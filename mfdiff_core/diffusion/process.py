@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mfdiff_core.diffusion.schedule import NoiseSchedule
+from mfdiff_core.similarity import ssim
 
 Target = Literal["eps", "v", "x0"]
 Variance = Literal["posterior", "beta"]
@@ -49,6 +50,9 @@ class DiffusionConfig:
         clip_in_loss: with target "x0", the loss is that of the estimate cut off at the lower bound
             of ``clip``, as restoration does. Where there is no activity the network may then stay
             below zero instead of cancelling each speck of noise.
+        ssim_weight: with target "x0", weight of 1 - SSIM of the estimate, in intensities, beside
+            the squared error. Squared errors are those of the bright; SSIM is as much of the
+            dim, the empty background included.
         variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
         clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
             leaves room above 1, as intensities are scaled by the low-dose image.
@@ -62,6 +66,7 @@ class DiffusionConfig:
     smoothing_px: float = 0.0
     output_scale: float = 1.0
     clip_in_loss: bool = False
+    ssim_weight: float = 0.0
     variance: Variance = "posterior"
     clip: tuple[float, float] | None = (-1.0, 1.5)
 
@@ -89,6 +94,11 @@ class DiffusionConfig:
             raise ValueError(
                 "clip_in_loss=True needs target='x0' and a clip, "
                 f"got target={self.target!r}, clip={self.clip}"
+            )
+        if self.ssim_weight < 0.0 or (self.ssim_weight > 0.0 and self.target != "x0"):
+            raise ValueError(
+                "ssim_weight must not be negative, and 0 unless target='x0', "
+                f"got ssim_weight={self.ssim_weight}, target={self.target!r}"
             )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got clip={self.clip}")
@@ -133,11 +143,25 @@ class DiffusionProcess:
         return signal * eps - noise * x_0
 
     def loss(self, output: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
-        """Mean squared error of the target, Eq. (9), in float32; a scalar."""
-        if self.config.clip_in_loss and self.config.clip is not None:
-            estimate = self._estimate(output.float(), x_p).clamp_min(self.config.clip[0])
-            return ((estimate - x_0) / self.config.output_scale).float().square().mean()
-        return F.mse_loss(output.float(), self.target(x_0, t, eps, x_p).float())
+        """Mean squared error of the target, Eq. (9), in float32; a scalar.
+
+        With target "x0" it may be that of the clipped estimate, and SSIM may count beside it; see
+        `DiffusionConfig`.
+
+        Raises:
+            ValueError: SSIM counts, and images are smaller than its window.
+        """
+        output, config = output.float(), self.config
+        if not config.clip_in_loss and config.ssim_weight == 0.0:
+            return F.mse_loss(output, self.target(x_0, t, eps, x_p).float())
+        estimate, x_0 = self._estimate(output, x_p).float(), x_0.float()
+        if config.clip_in_loss and config.clip is not None:
+            estimate = estimate.clamp_min(config.clip[0])
+        error = ((estimate - x_0) / config.output_scale).square().mean()
+        if config.ssim_weight == 0.0:
+            return error
+        x, s = (from_diffusion(image).flatten(0, 1) for image in (estimate, x_0))
+        return error + config.ssim_weight * (1.0 - ssim(x, s).mean())
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor, x_p: Tensor) -> Tensor:
         """Estimate of x_0 from a network output, clipped to `DiffusionConfig.clip`."""
@@ -185,7 +209,9 @@ class DiffusionProcess:
         kernel = torch.exp(-0.5 * (offsets / self.config.smoothing_px) ** 2)
         kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
         padded = F.pad(x_p, (radius,) * 4, mode="replicate")
-        return F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
+        # Not in bf16: the loss would be of another base than the restored image has.
+        with torch.autocast(x_p.device.type, enabled=False):
+            return F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
 
     def _posterior(self, t: int, s: int) -> tuple[float, float, float]:
         """Factors of x_0 and x_t in the mean of x_s, and its standard deviation."""

@@ -18,6 +18,7 @@ from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.networks.mfdiff import MFdiffConfig
 from mfdiff_core.networks.presets import NETWORK_PRESETS, network_preset
+from mfdiff_core.similarity import GAUSSIAN_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class ModelConfig:
             raise ValueError(
                 f"a process of {self.diffusion.num_steps} steps cannot start at {start} with"
                 f" {self.sampler.num_evaluations=}"
+            )
+        if self.diffusion.ssim_weight > 0.0 and self.network.image_size < GAUSSIAN_SIZE:
+            raise ValueError(
+                f"diffusion.ssim_weight needs images of {GAUSSIAN_SIZE} pixels or more, got"
+                f" {self.network.image_size=}"
             )
 
     @property
@@ -61,7 +67,12 @@ MODELS = ("mfdiff", *SYSTEMS)
 PRESETS = NETWORK_PRESETS
 _FEW_STEPS = {
     "diffusion": DiffusionConfig(
-        target="x0", residual=True, smoothing_px=0.9, output_scale=0.1, clip_in_loss=True
+        target="x0",
+        residual=True,
+        smoothing_px=0.9,
+        output_scale=0.1,
+        clip_in_loss=True,
+        ssim_weight=0.3,
     ),
     "sampler": SamplerConfig(name="ddim", num_evaluations=2),
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from mfdiff_core.config import from_dict
@@ -141,6 +143,38 @@ def test_losses_with_and_without_clipping_agree_inside_the_bounds() -> None:
     torch.testing.assert_close(*losses)
 
 
+def test_ssim_counts_beside_the_squared_error_of_the_same_estimate() -> None:
+    x_0, eps, x_p = (0.5 * x for x in images(side=16))
+    given = {"target": "x0", "residual": True, "output_scale": 0.1}
+    given |= {"clip_in_loss": True, "clip": (-1.0, 99.0)}
+    plain, both = (process(**given, ssim_weight=weight) for weight in (0.0, 0.7))
+    restored = both.predict_x0(eps, x_0, STEPS, x_p)
+    pairs = zip(*(from_diffusion(x)[:, 0].double().numpy() for x in (restored, x_0)), strict=True)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    similar = [structural_similarity(*pair, data_range=1.0, **window) for pair in pairs]
+    losses = [p.loss(eps, x_0, STEPS, eps, x_p).item() for p in (plain, both)]
+    assert losses[1] - losses[0] == pytest.approx(0.7 * (1 - np.mean(similar)), rel=1e-4)
+
+
+def test_gradient_of_ssim_points_to_the_image() -> None:
+    """Without the squared error: a step down the gradient makes the estimate more similar."""
+    x_0, eps, x_p = images(side=16)
+    p = process(target="x0", output_scale=1e3, ssim_weight=1.0)
+    output = (1e-3 * (x_0 + 0.1 * eps)).requires_grad_()
+    loss = p.loss(output, x_0, STEPS, eps, x_p)
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert torch.isfinite(gradient).all()
+    assert p.loss(output - 1e-6 * gradient, x_0, STEPS, eps, x_p) < loss
+
+
+def test_autocast_does_not_round_what_a_residual_is_added_to() -> None:
+    x_0, eps, x_p = images()
+    p = process(target="x0", residual=True, smoothing_px=0.9, output_scale=0.1)
+    exact = p.loss(eps, x_0, STEPS, eps, x_p)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert p.loss(eps, x_0, STEPS, eps, x_p) == exact
+
+
 def test_estimates_of_x_0_are_clipped() -> None:
     _, x_t, x_p = images()
     estimate = process(clip=(-1.0, 1.5)).predict_x0(torch.zeros_like(x_t), 1e3 * x_t, STEPS, x_p)
@@ -214,6 +248,8 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),
         ({"clip_in_loss": True}, "clip_in_loss=True needs target='x0' and a clip"),
         ({"target": "x0", "clip_in_loss": True, "clip": None}, "clip=None"),
+        ({"target": "x0", "ssim_weight": -0.1}, "ssim_weight=-0.1"),
+        ({"ssim_weight": 0.1}, "ssim_weight=0.1, target='eps'"),
         ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),
         ({"target": "score"}, "'score' is not one of"),
     ],

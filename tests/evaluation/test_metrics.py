@@ -11,11 +11,11 @@ from mfdiff_core.errors import DataError
 from mfdiff_core.evaluation.metrics import (
     METRICS,
     Convention,
-    Window,
     definition,
     evaluate_slices,
     slice_metrics,
 )
+from mfdiff_core.similarity import Window
 
 Images = npt.NDArray[np.float32]
 

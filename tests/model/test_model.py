@@ -250,6 +250,13 @@ def test_sampler_that_the_process_cannot_serve_is_refused_before_any_training(
         override(preset("tiny"), changes)
 
 
+def test_training_with_ssim_needs_images_as_wide_as_its_window() -> None:
+    with pytest.raises(ConfigError, match="needs images of 11 pixels or more"):
+        override(
+            preset("tiny"), {"network.image_size": 8, "network.unet.attention_resolutions": [4]}
+        )
+
+
 def test_depths_count_stages_from_the_output(tiny_model: MFdiffModel) -> None:
     groups = tiny_model.network.parameter_groups()
     depths = stage_depths(groups)

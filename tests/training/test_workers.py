@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import json, sys, torch, torch.distributed as dist
+import gc, json, sys, torch, torch.distributed as dist
 from mfdiff_core.config import override
 from mfdiff_core.data.batches import Batch
 from mfdiff_core.model import build_model, preset
@@ -39,6 +39,7 @@ losses, weights = trained(Share(rank, 2), torch.nn.parallel.DistributedDataParal
 both = [torch.empty_like(weights) for _ in range(2)]
 dist.all_gather(both, weights)
 dist.barrier()
+gc.collect()  # a wrapper alive beyond the group would abort the interpreter as it ends
 dist.destroy_process_group()
 alone, expected = trained(Share(), None) if rank == 0 else (losses, weights)
 print(json.dumps({
