@@ -103,6 +103,14 @@ class DiffusionConfig:
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip must be (low, high) with low < high, got clip={self.clip}")
 
+    @property
+    def loss_text(self) -> str:
+        """The loss in words, for the foot of a table."""
+        what = {"eps": "noise", "v": "velocity", "x0": "clean image"}[self.target]
+        clipped = "clipped " if self.clip_in_loss else ""
+        similarity = f" + {self.ssim_weight:g} (1 - SSIM)" if self.ssim_weight else ""
+        return f"squared error of the {clipped}{what}{similarity}"
+
 
 class DiffusionProcess:
     """Eq. (6) to (9) on one device.

@@ -17,7 +17,7 @@ from mfdiff_core.evaluation.scores import score_slices
 from mfdiff_core.evaluation.table_files import to_csv, to_latex, to_values
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, to_markdown
 from mfdiff_core.files import write_bytes, write_json
-from mfdiff_core.model import build_model
+from mfdiff_core.model import ModelConfig, build_model
 from mfdiff_platform.compare_bench import Bench, open_bench
 from mfdiff_platform.compare_figures import write_figures
 from mfdiff_platform.compare_plan import PHANTOM, CompareScale, Comparison
@@ -150,6 +150,7 @@ def _facts(bench: Bench) -> dict[str, str]:
             f" augmentation {recipe.augment}, {scale.precision}, seed {scale.seed}; the same for"
             " every row"
         ),
+        "losses": _losses(bench.comparison, scale.size),
         "code": f"mfdiff-platform {mfdiff_core.__version__}",
     }
     if bench.comparison.domain == PHANTOM or bench.phantom is None:
@@ -157,6 +158,17 @@ def _facts(bench: Bench) -> dict[str, str]:
     phantom = bench.phantom.manifest.fingerprint[:16]
     second = f"{scale.adapt_iterations} iterations on {manifest.domain}, all its settings together"
     return facts | {"external stage": f"phantoms {phantom}", "internal stage": second}
+
+
+def _losses(comparison: Comparison, size: str) -> str:
+    """What each row was trained to lower: the one thing that is not the same for all."""
+    rows: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        config = method.config(size)
+        loss = config.diffusion.loss_text if isinstance(config, ModelConfig) else "its system's own"
+        if method.mean_of == 1:
+            rows.setdefault(loss, []).append(method.label)
+    return "; ".join(f"{', '.join(labels)}: {loss}" for loss, labels in rows.items())
 
 
 def _write(folder: Path, table: Table, restored: Mapping[str, Restoration], test: SliceSet) -> str:

@@ -343,6 +343,11 @@ def test_table_1_from_the_command_line_has_every_row_and_every_form(
     page = (folder / "table.md").read_text()
     assert "This convention ranks" in page
     assert "lesions in PET only" in page
+    assert (
+        "losses: M-UNet, FB-SEM, EA-GAN, Hi-Net, CNCL, CSRD: its system's own; MFdiff (paper):"
+        " squared error of the noise; MFdiff: squared error of the clipped clean image +"
+        " 0.3 (1 - SSIM)"
+    ) in page
     assert r"\begin{tabular}" in (folder / "table.tex").read_text()
     for figure in ("slices", "psnr", "agreement"):
         assert (folder / f"{figure}-ld.png").stat().st_size > 1000
