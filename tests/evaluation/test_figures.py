@@ -66,6 +66,13 @@ def test_error_maps_share_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(pets)) == 1
 
 
+def test_a_method_that_failed_leaves_the_error_maps_of_others_their_contrast() -> None:
+    x_p, _, x_s = slices()
+    sound = {"LPET": x_p - x_s, "one": 0.5 * (x_p - x_s), "two": 0.4 * (x_p - x_s)}
+    limit = figures._error_limit({**sound, "failed": 100 * x_s})
+    assert figures._error_limit(sound) <= limit <= figures._error_limit({"LPET": x_p - x_s})
+
+
 def test_arrows_are_drawn_in_the_upper_row_alone() -> None:
     x_p, _, x_s = slices()
     arrow = figures.Arrow(32, 32, "#00ff00")
