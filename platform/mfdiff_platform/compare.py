@@ -68,7 +68,7 @@ def compare(
         DataError: a dataset is missing or damaged, or has no such setting.
         ConfigError: slices and networks do not fit, or phantoms are missing.
         TrainingError: a training diverged.
-        ResourceError: Ray does not start, or lost a worker.
+        ResourceError: Ray does not start, or lost a worker again and again.
     """
     bench = open_bench(workspace, comparison, scale, data, phantom)
     bench.check()

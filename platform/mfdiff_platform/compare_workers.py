@@ -18,6 +18,8 @@ from mfdiff_platform.progress import posted, posting, say, task
 from mfdiff_platform.workspace import Workspace
 
 POSTS = "at-work"
+REPEATS = 2
+"""Times that a chain is begun anew on what it left when its worker or its machine is lost."""
 
 
 def side_by_side(bench: Bench, concurrent: int | None) -> None:
@@ -31,7 +33,8 @@ def side_by_side(bench: Bench, concurrent: int | None) -> None:
         concurrent: chains of trainings at a time; None takes one per GPU, or per CPU core.
 
     Raises:
-        ResourceError: Ray does not start, lost a worker, or its nodes do not share the workspace.
+        ResourceError: Ray does not start, lost a worker again and again, or its nodes do not share
+            the workspace.
         MfdiffError: a chain failed, told after the others have ended.
     """
     chains = [chain for chain in bench.chains() if not all(map(bench.is_done, chain))]
@@ -65,7 +68,7 @@ def _run(bench: Bench, chains: Sequence[list[Method]], concurrent: int | None) -
     with connect(purpose=f"compare {name}") as cluster, _posts(bench.workspace) as posts:
         places = min(concurrent or _places(cluster.total), len(chains))
         need = _share(cluster.total, places, _least_cpus())
-        options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_retries": 0}
+        options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_retries": REPEATS}
         remote = ray.remote(**options)(_carry_out)
         folders = (bench.domain.folder, bench.phantom.folder if bench.phantom else None)
         # What takes longest has to begin first: the long chains of evaluations stand last in the

@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -192,6 +194,34 @@ def test_rows_side_by_side_are_those_of_one_process(
     beside = compare(fresh, store, chosen, scale(recipe=longer), concurrent=2)
     assert numbers(beside) == straight
     assert not list(fresh.comparison("at-work").iterdir())
+
+
+def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(
+    workspace: Workspace, store: TrackingStore, tmp_path: Path, ray_cluster: Cluster
+) -> None:
+    chosen, longer = (
+        own(["m-unet", "munet"], "phantom", 1),
+        scale(recipe=replace(scale().recipe, iterations=160)),
+    )
+    straight = numbers(compare(workspace, store, chosen, longer))
+    fresh = Workspace(tmp_path / "fresh")
+    fresh.root.mkdir()
+    (fresh.root / "data").symlink_to(workspace.root / "data")
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        while not list(fresh.root.glob("comparisons/models/m-unet-*/checkpoints/step_*")):
+            time.sleep(0.01)
+        for process in psutil.process_iter(["cmdline"]):
+            if f"ray::compare:{chosen.name}:M-UNet" in " ".join(process.info["cmdline"] or []):
+                process.kill()
+                killed.append(process.pid)
+
+    killer = Thread(target=kill_once, daemon=True)
+    killer.start()
+    assert numbers(compare(fresh, store, chosen, longer, concurrent=2)) == straight
+    killer.join()
+    assert len(killed) == 1
 
 
 @pytest.mark.parametrize(
