@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.strategies import start_training
 
 PRESET = preset("quick")
+BY_SQUARES = replace(PRESET.diffusion, clip_in_loss=False, ssim_weight=0.0)
+"""As the presets have it but for the loss, which is that of the other targets."""
 TARGETS = {
-    "x0 residual (presets)": PRESET.diffusion,
+    "x0 residual (presets)": BY_SQUARES,
     "x0": DiffusionConfig(target="x0"),
     "v": DiffusionConfig(target="v"),
     "eps (paper)": DiffusionConfig(target="eps"),
@@ -117,7 +119,7 @@ class Regression(MFdiffModel):
 
 def trained(name: str, slices: SliceSet, options: argparse.Namespace) -> MFdiffModel:
     """The model of a target, from ``--models`` if it has been trained before."""
-    diffusion = TARGETS.get(name, PRESET.diffusion)
+    diffusion = TARGETS.get(name, BY_SQUARES)
     config = ModelConfig(network=PRESET.network, diffusion=diffusion)
     model = Regression(config) if name == REGRESSION else MFdiffModel(config)
     model.load_state_dict(build_model(config, seed=0).state_dict())

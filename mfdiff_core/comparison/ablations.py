@@ -6,10 +6,10 @@
 
 Source: the paper; the U-Net is Ronneberger et al. 2015 (ref. [53]). Adapted: "same" padding and
 batch normalisation in place of valid convolutions without. Open in the paper, our reading: the
-fusions' U-Net also reads x_p, so that cmunet differs from MFdiff by the restorer alone, and what
-goes in is in diffusion units as there; what comes out is the image itself, no correction of x_p,
-in intensities, whose background of 0 a linear output has at once; the loss is the squared error,
-the family of Eq. (9).
+fusions' U-Net also reads x_p, so that cmunet differs from MFdiff by the restorer and what it is
+trained to lower, and what goes in is in diffusion units as there; what comes out is the image
+itself, no correction of x_p, in intensities, whose background of 0 a linear output has at once; the
+loss is the squared error, the family of Eq. (9).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class AblationConfig(SystemConfig):
         patch_size: as in `MFdiffConfig`, so that a rung works on the grid of its MFdiff.
     """
 
+    loss_text = "squared error"
     system: AblationName = "cmunet"
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     fusion: FusionConfig = field(default_factory=FusionConfig)

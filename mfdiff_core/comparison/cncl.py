@@ -37,6 +37,7 @@ class CNCLConfig(SystemConfig):
         l1_weight: of the absolute error of content and noise, over the adversarial term.
     """
 
+    loss_text = "absolute error of content and noise, and an adversary"
     system: Literal["cncl"] = "cncl"
     channels: int = 64
     discriminator_channels: int = 64

@@ -52,6 +52,7 @@ class CSRDConfig(SystemConfig):
         patch_size: as in `MFdiffConfig`, for the presets that must do with a CPU; 1 is CSRD.
     """
 
+    loss_text = "squared error of the residual, weighted by noise level"
     system: Literal["csrd"] = "csrd"
     unet: ScoreUNetConfig = field(default_factory=ScoreUNetConfig)
     sigma_data: float = 0.5

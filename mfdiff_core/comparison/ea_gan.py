@@ -53,6 +53,7 @@ class EAGANConfig(SystemConfig):
         dropout: probability in the innermost stages beyond the fifth.
     """
 
+    loss_text = "absolute error, that of edges, and an adversary"
     system: Literal["ea-gan"] = "ea-gan"
     channels: int = 64
     num_downs: int = 6

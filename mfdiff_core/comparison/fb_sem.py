@@ -52,6 +52,7 @@ class FBSEMConfig(SystemConfig):
         layers: convolutions of the CNN.
     """
 
+    loss_text = "squared error"
     system: Literal["fb-sem"] = "fb-sem"
     geometry: Geometry = field(default_factory=lambda: _PHANTOM)
     num_subsets: int = 6

@@ -43,6 +43,7 @@ class HiNetConfig(SystemConfig):
         reconstruction_weight: of the absolute error of either input.
     """
 
+    loss_text = "absolute error, that of both inputs, and an adversary"
     system: Literal["hi-net"] = "hi-net"
     channels: int = 32
     discriminator_channels: int = 32

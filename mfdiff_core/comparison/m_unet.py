@@ -27,6 +27,7 @@ class MUNetConfig(SystemConfig):
         widths: channels of each stage, finest first; the grid halves between them.
     """
 
+    loss_text = "absolute error"
     system: Literal["m-unet"] = "m-unet"
     widths: tuple[int, ...] = (16, 32, 64, 128)
 

@@ -29,11 +29,13 @@ class SystemConfig(ABC):
     """What all systems' configs share.
 
     Attributes:
+        loss_text: what `System.training_losses` lowers, in words, for the foot of a table.
         system: the system's name; each config class fixes it, so that it tells them apart in
             files.
         image_size: H = W of the training slices in pixels.
     """
 
+    loss_text: ClassVar[str]
     system: str
     image_size: int = 192
 

@@ -50,9 +50,10 @@ class DiffusionConfig:
         clip_in_loss: with target "x0", the loss is that of the estimate cut off at the lower bound
             of ``clip``, as restoration does. Where there is no activity the network may then stay
             below zero instead of cancelling each speck of noise.
-        ssim_weight: with target "x0", weight of 1 - SSIM of the estimate, in intensities, beside
-            the squared error. Squared errors are those of the bright; SSIM is as much of the
-            dim, the empty background included.
+        ssim_weight: with target "x0", weight of 1 - SSIM beside the squared error. SSIM is of the
+            same estimate, clipped or not, in intensities; the squared error is divided by
+            ``output_scale`` squared, so a weight belongs to a scale. Squared errors are those of
+            the bright; SSIM is as much of the dim, the empty background included.
         variance: sigma_t^2 of Eq. (8): "posterior" or "beta".
         clip: bounds of estimates of x_0 in diffusion units; null for none. The upper bound
             leaves room above 1, as intensities are scaled by the low-dose image.
@@ -95,9 +96,9 @@ class DiffusionConfig:
                 "clip_in_loss=True needs target='x0' and a clip, "
                 f"got target={self.target!r}, clip={self.clip}"
             )
-        if self.ssim_weight < 0.0 or (self.ssim_weight > 0.0 and self.target != "x0"):
+        if not 0.0 <= self.ssim_weight < math.inf or (self.ssim_weight and self.target != "x0"):
             raise ValueError(
-                "ssim_weight must not be negative, and 0 unless target='x0', "
+                "ssim_weight must be finite and not negative, and 0 unless target='x0', "
                 f"got ssim_weight={self.ssim_weight}, target={self.target!r}"
             )
         if self.clip is not None and self.clip[0] >= self.clip[1]:
@@ -106,10 +107,12 @@ class DiffusionConfig:
     @property
     def loss_text(self) -> str:
         """The loss in words, for the foot of a table."""
-        what = {"eps": "noise", "v": "velocity", "x0": "clean image"}[self.target]
-        clipped = "clipped " if self.clip_in_loss else ""
+        if self.target != "x0":
+            return f"squared error of {({'eps': 'the noise', 'v': 'v'})[self.target]}"
+        # An error of intensities is half of that in diffusion units.
+        error = f"squared error over {self.output_scale / 2:g}^2"
         similarity = f" + {self.ssim_weight:g} (1 - SSIM)" if self.ssim_weight else ""
-        return f"squared error of the {clipped}{what}{similarity}"
+        return f"{error}{similarity}, of the{' clipped' if self.clip_in_loss else ''} clean image"
 
 
 class DiffusionProcess:

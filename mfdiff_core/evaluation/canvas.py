@@ -48,12 +48,20 @@ def style_axes(axes: Any) -> None:
 
 
 def colour_bar(
-    figure: Any, mappable: Any, place_in: tuple[float, float, float, float], text: str
+    figure: Any,
+    mappable: Any,
+    place_in: tuple[float, float, float, float],
+    text: str,
+    *,
+    pointed: bool = False,
 ) -> None:
-    """Thin vertical colour bar at a place in inches (left, bottom, width, height)."""
+    """Thin vertical colour bar at a place in inches (left, bottom, width, height).
+
+    ``pointed`` gives it an arrow at either end: there are values beyond.
+    """
     axes = add_panel(figure, *place_in)
     axes.set_axis_on()
-    bar = figure.colorbar(mappable, cax=axes)
+    bar = figure.colorbar(mappable, cax=axes, extend="both" if pointed else "neither")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL_PT, labelcolor=MUTED, color=RULE, width=0.6, length=2)
     bar.ax.yaxis.get_offset_text().set(size=SMALL_PT, color=MUTED)

@@ -81,8 +81,8 @@ def comparison_figure(
 
     Returns:
         PNG. Error maps show restored minus SPET on one scale, symmetric about 0, that ends at
-        the median over the panels of the 99.5th percentile of each one's errors: a panel that
-        failed is saturated and leaves the others their contrast.
+        the median over the panels (of two, the smaller) of the 99.5th percentile of each one's
+        errors: a panel that failed is saturated and leaves the others their contrast.
 
     Raises:
         ValueError: there are no panels.
@@ -110,7 +110,8 @@ def comparison_figure(
     page.point(arrows)
     page.bar(0, pet, f"activity ({unit})")
     # Below the SPET there is no error map, so a single band has its bar there.
-    page.bar(1, error, f"restored − SPET ({unit})", column=width - (2 if bands == 1 else 1))
+    beside = width - (2 if bands == 1 else 1)
+    page.bar(1, error, f"restored − SPET ({unit})", column=beside, pointed=True)
     if voxel_mm:
         page.scale_bar(voxel_mm)
     page.heading(title)
@@ -218,12 +219,20 @@ class _Page:
         x, y = x + self.size[0] / 2, y - 0.05
         self.text(x, y, text, ha="center", va="top", size=LABEL_PT, color=MUTED)
 
-    def bar(self, row: int, mappable: Any, text: str, column: int | None = None) -> None:
+    def bar(
+        self,
+        row: int,
+        mappable: Any,
+        text: str,
+        column: int | None = None,
+        *,
+        pointed: bool = False,
+    ) -> None:
         """Colour bar right of a panel, by default of the last one of its row."""
         x, y = self.place(row, self.num_columns - 1 if column is None else column)
         inset = 0.08 * self.size[1]
         place = (x + self.size[0] + 0.08, y + inset, _BAR_IN, self.size[1] - 2 * inset)
-        colour_bar(self.figure, mappable, place, text)
+        colour_bar(self.figure, mappable, place, text, pointed=pointed)
 
     def scale_bar(self, voxel_mm: float) -> None:
         """Bar of 5 cm in the first panel."""
@@ -259,7 +268,7 @@ def _mr_range(x_m: Image) -> tuple[float, float]:
 
 def _error_limit(errors: Mapping[str, Image]) -> float:
     ends = [np.percentile(np.abs(error), ERROR_PERCENTILE) for error in errors.values()]
-    return float(np.median(ends)) or 1.0
+    return float(np.percentile(ends, 50, method="lower")) or 1.0
 
 
 def _head_box(images: list[Image]) -> tuple[slice, slice]:

@@ -40,9 +40,14 @@ class ModelConfig:
             )
         if self.diffusion.ssim_weight > 0.0 and self.network.image_size < GAUSSIAN_SIZE:
             raise ValueError(
-                f"diffusion.ssim_weight needs images of {GAUSSIAN_SIZE} pixels or more, got"
-                f" {self.network.image_size=}"
+                f"diffusion.ssim_weight needs images of {GAUSSIAN_SIZE} pixels or more, or must be"
+                f" 0; got network.image_size={self.network.image_size}"
             )
+
+    @property
+    def loss_text(self) -> str:
+        """The loss in words, for the foot of a table."""
+        return self.diffusion.loss_text
 
     @property
     def image_size(self) -> int:

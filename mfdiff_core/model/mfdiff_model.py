@@ -41,7 +41,7 @@ class MFdiffModel(RestorationModel):
     def forward(
         self, x_p: Tensor, x_m: Tensor, x_s: Tensor, *drawn: Tensor, f: Tensor | None = None
     ) -> Tensor:
-        """Loss of Eq. (9) for drawn t and eps, a scalar; see `RestorationModel.forward`."""
+        """Loss for drawn t and eps, a scalar: Eq. (9), or what `DiffusionConfig` makes of it."""
         t, eps = drawn
         p, x_0 = to_diffusion(x_p), to_diffusion(x_s)
         x_t = self.process.add_noise(x_0, t, eps)

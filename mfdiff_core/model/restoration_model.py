@@ -1,7 +1,8 @@
 """What a restoration model is to whoever trains it, saves it or restores with it.
 
-`RestorationModel.forward` is one training loss (Eq. 9 for MFdiff); `RestorationModel.restore` is
-x_S = f(x_P, x_M) (Eq. 1). Images go in and come out in intensity units, about [0, 1].
+`RestorationModel.forward` is one training loss (`DiffusionProcess.loss` for MFdiff);
+`RestorationModel.restore` is x_S = f(x_P, x_M) (Eq. 1). Images go in and come out in intensity
+units, about [0, 1].
 """
 
 from __future__ import annotations

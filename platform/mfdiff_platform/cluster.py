@@ -35,6 +35,8 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
+    # A task that Ray ends for want of memory is begun again without limit unless told.
+    "RAY_task_oom_retries": "2",
     # Fractional GPUs are assigned by us; without this Ray warns about its own future default.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

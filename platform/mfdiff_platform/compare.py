@@ -17,10 +17,10 @@ from mfdiff_core.evaluation.scores import score_slices
 from mfdiff_core.evaluation.table_files import to_csv, to_latex, to_values
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, to_markdown
 from mfdiff_core.files import write_bytes, write_json
-from mfdiff_core.model import ModelConfig, build_model
+from mfdiff_core.model import build_model
 from mfdiff_platform.compare_bench import Bench, open_bench
 from mfdiff_platform.compare_figures import write_figures
-from mfdiff_platform.compare_plan import PHANTOM, CompareScale, Comparison
+from mfdiff_platform.compare_plan import LABELS, PHANTOM, CompareScale, Comparison
 from mfdiff_platform.compare_restoration import Restoration, filtered
 from mfdiff_platform.compare_training import Trained
 from mfdiff_platform.compare_workers import side_by_side
@@ -161,14 +161,12 @@ def _facts(bench: Bench) -> dict[str, str]:
 
 
 def _losses(comparison: Comparison, size: str) -> str:
-    """What each row was trained to lower: the one thing that is not the same for all."""
-    rows: dict[str, list[str]] = {}
-    for method in comparison.methods:
-        config = method.config(size)
-        loss = config.diffusion.loss_text if isinstance(config, ModelConfig) else "its system's own"
-        if method.mean_of == 1:
-            rows.setdefault(loss, []).append(method.label)
-    return "; ".join(f"{', '.join(labels)}: {loss}" for loss, labels in rows.items())
+    """What each system was trained to lower: the one thing that is not the same for all."""
+    texts = {
+        LABELS[method.system] + " (paper)" * method.as_in_paper: method.config(size).loss_text
+        for method in comparison.methods
+    }
+    return "; ".join(f"{label}: {text}" for label, text in texts.items())
 
 
 def _write(folder: Path, table: Table, restored: Mapping[str, Restoration], test: SliceSet) -> str:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -196,32 +195,46 @@ def test_rows_side_by_side_are_those_of_one_process(
     assert not list(fresh.comparison("at-work").iterdir())
 
 
+@pytest.mark.ray
 def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(
     workspace: Workspace, store: TrackingStore, tmp_path: Path, ray_cluster: Cluster
 ) -> None:
-    chosen, longer = (
-        own(["m-unet", "munet"], "phantom", 1),
-        scale(recipe=replace(scale().recipe, iterations=160)),
-    )
+    chosen = own(["m-unet", "munet"], "phantom", 1)
+    longer = scale(recipe=replace(scale().recipe, iterations=160))
     straight = numbers(compare(workspace, store, chosen, longer))
     fresh = Workspace(tmp_path / "fresh")
     fresh.root.mkdir()
     (fresh.root / "data").symlink_to(workspace.root / "data")
+    title = f"ray::compare:{chosen.name}:M-UNet"
+    left: set[int] = set()
+    after: set[int] = set()
     killed: list[int] = []
+    ended = Event()
 
-    def kill_once() -> None:
-        while not list(fresh.root.glob("comparisons/models/m-unet-*/checkpoints/step_*")):
-            time.sleep(0.01)
-        for process in psutil.process_iter(["cmdline"]):
-            if f"ray::compare:{chosen.name}:M-UNet" in " ".join(process.info["cmdline"] or []):
+    def checkpoints() -> set[int]:
+        found = fresh.root.glob("comparisons/models/m-unet-*/checkpoints/step_*")
+        return {int(folder.name.removeprefix("step_")) for folder in found}
+
+    def kill_half_way() -> None:
+        while max(checkpoints(), default=0) < 80 and not ended.wait(0.01):
+            pass
+        for process in psutil.Process().children(recursive=True):
+            if title in " ".join(process.cmdline()):
                 process.kill()
+                process.wait(60)
                 killed.append(process.pid)
+        left.update(checkpoints())  # two: older ones are gone, and would come again from the start
+        while not ended.wait(0.01):
+            after.update(checkpoints())
 
-    killer = Thread(target=kill_once, daemon=True)
+    killer = Thread(target=kill_half_way, daemon=True)
     killer.start()
-    assert numbers(compare(fresh, store, chosen, longer, concurrent=2)) == straight
-    killer.join()
+    found = numbers(compare(fresh, store, chosen, longer, concurrent=2))
+    ended.set()
+    killer.join(60)
+    assert found == straight
     assert len(killed) == 1
+    assert min(after - left) > max(left) >= 80
 
 
 @pytest.mark.parametrize(
@@ -374,9 +387,9 @@ def test_table_1_from_the_command_line_has_every_row_and_every_form(
     assert "This convention ranks" in page
     assert "lesions in PET only" in page
     assert (
-        "losses: M-UNet, FB-SEM, EA-GAN, Hi-Net, CNCL, CSRD: its system's own; MFdiff (paper):"
-        " squared error of the noise; MFdiff: squared error of the clipped clean image +"
-        " 0.3 (1 - SSIM)"
+        "CSRD: squared error of the residual, weighted by noise level; MFdiff (paper): squared"
+        " error of the noise; MFdiff: squared error over 0.05^2 + 0.3 (1 - SSIM), of the clipped"
+        " clean image"
     ) in page
     assert r"\begin{tabular}" in (folder / "table.tex").read_text()
     for figure in ("slices", "psnr", "agreement"):
