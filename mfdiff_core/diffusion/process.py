@@ -44,6 +44,9 @@ class DiffusionConfig:
         smoothing_px: with ``residual``, standard deviation in pixels of a Gaussian that x_p passes
             before the residual is taken. A correction of the filtered image starts where a
             clinic is today and needs far fewer iterations than one of the noisy image.
+        noise_aware: with ``smoothing_px``, the network is told the noise level of x_p, and returns
+            a second image: the part of what the filter took away that is put back. How much of a
+            scan's detail is noise differs from one protocol to the next.
         output_scale: with target "x0", the network predicts its target divided by this. A
             residual is a tenth of an image; unscaled, its gradients are so small that training
             stalls at the low-dose image.
@@ -65,6 +68,7 @@ class DiffusionConfig:
     target: Target = "eps"
     residual: bool = False
     smoothing_px: float = 0.0
+    noise_aware: bool = False
     output_scale: float = 1.0
     clip_in_loss: bool = False
     ssim_weight: float = 0.0
@@ -85,6 +89,10 @@ class DiffusionConfig:
             raise ValueError(
                 "smoothing_px must not be negative, and 0 unless residual=True, "
                 f"got smoothing_px={self.smoothing_px}, residual={self.residual}"
+            )
+        if self.noise_aware and self.smoothing_px == 0.0:
+            raise ValueError(
+                f"noise_aware=True needs smoothing_px above 0, got {self.smoothing_px=}"
             )
         if self.output_scale <= 0.0 or (self.output_scale != 1.0 and self.target != "x0"):
             raise ValueError(
@@ -163,7 +171,7 @@ class DiffusionProcess:
             ValueError: SSIM counts, and images are smaller than its window.
         """
         output, config = output.float(), self.config
-        if not config.clip_in_loss and config.ssim_weight == 0.0:
+        if not (config.clip_in_loss or config.noise_aware or config.ssim_weight):
             return F.mse_loss(output, self.target(x_0, t, eps, x_p).float())
         estimate, x_0 = self._estimate(output, x_p).float(), x_0.float()
         if config.clip_in_loss and config.clip is not None:
@@ -208,8 +216,13 @@ class DiffusionProcess:
 
     def _estimate(self, output: Tensor, x_p: Tensor) -> Tensor:
         """Estimate of x_0 from an output of target "x0", not clipped."""
-        x_0 = output * self.config.output_scale
-        return x_0 + self._base(x_p) if self.config.residual else x_0
+        x_0 = output[:, :1] * self.config.output_scale
+        if not self.config.residual:
+            return x_0
+        base = self._base(x_p)
+        if self.config.noise_aware:
+            x_0 = x_0 + output[:, 1:] * (x_p - base)
+        return x_0 + base
 
     def _base(self, x_p: Tensor) -> Tensor:
         """What a residual is added to: x_p, filtered by ``smoothing_px``."""

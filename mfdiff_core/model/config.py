@@ -75,6 +75,7 @@ _FEW_STEPS = {
         target="x0",
         residual=True,
         smoothing_px=0.9,
+        noise_aware=True,
         output_scale=0.1,
         clip_in_loss=True,
         ssim_weight=0.3,

@@ -24,7 +24,7 @@ class MFdiffModel(RestorationModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config: ModelConfig = config
-        self.network = MFdiff(config.network)
+        self.network = MFdiff(config.network, noise_aware=config.diffusion.noise_aware)
         self.process = DiffusionProcess(config.diffusion)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiff_core.networks.fusion import FusionConfig, FusionNet
+from mfdiff_core.networks.noise_level import NoiseLevel
 from mfdiff_core.networks.patches import PatchTransform
 from mfdiff_core.networks.unet import UNet
 from mfdiff_core.networks.unet_blocks import UNetConfig
@@ -58,15 +59,18 @@ class MFdiff(nn.Module):
 
     Args:
         config: shape of the network.
+        noise_aware: tell the U-Net the noise level of x_p, and return the gain of its detail, see
+            `NoiseLevel`.
     """
 
-    def __init__(self, config: MFdiffConfig) -> None:
+    def __init__(self, config: MFdiffConfig, *, noise_aware: bool = False) -> None:
         super().__init__()
         self.config = config
         pixels = config.patch_size**2
         self.patches = PatchTransform(config.patch_size)
         self.fusion = FusionNet(config.fusion, pixels)
         self.unet = UNet(config.unet, 2 * pixels + config.fusion.channels, pixels, config.grid_size)
+        self.noise_level = NoiseLevel(config.unet.channels) if noise_aware else None
 
     def fuse(self, x_p: Tensor, x_m: Tensor) -> Tensor:
         """F [B, C, H/p, W/p] of LPET x_p and MR x_m [B, 1, H, W]; needed once per image.
@@ -82,10 +86,16 @@ class MFdiff(nn.Module):
         return f.contiguous(memory_format=self.unet.memory_format)
 
     def forward(self, x_t: Tensor, t: Tensor, x_p: Tensor, f: Tensor) -> Tensor:
-        """Raw output [B, 1, H, W] for x_t and x_p [B, 1, H, W], 0-based t [B] int64, and F."""
+        """Raw output for x_t and x_p [B, 1, H, W], 0-based t [B] int64, and F.
+
+        [B, 1, H, W], or [B, 2, H, W] of a noise-aware network, the second being the gain.
+        """
         images = (self.patches.split(x_t), self.patches.split(x_p, whiten=True), f)
-        image: Tensor = self.patches.join(self.unet(torch.cat(images, dim=1), t))
-        return image
+        if self.noise_level is None:
+            return self.patches.join(self.unet(torch.cat(images, dim=1), t))
+        embedding, gain = self.noise_level(x_p)
+        image = self.patches.join(self.unet(torch.cat(images, dim=1), t, embedding))
+        return torch.cat((image, gain.to(image.dtype)[:, :, None, None].expand_as(image)), dim=1)
 
     def set_memory_format(self, *, fusion: torch.memory_format, unet: torch.memory_format) -> None:
         """Choose the layout of activations and weights of either part.
@@ -120,7 +130,7 @@ GROUP_PREFIXES: dict[str, tuple[str, ...]] = {
     "detail": ("fusion.detail_p.", "fusion.detail_m."),
     "aggregation": ("fusion.global_fuse.", "fusion.detail_fuse."),
     "decoder": ("fusion.decoder.",),
-    "time": ("unet.time.",),
+    "time": ("unet.time.", "noise_level."),
     "unet_in": ("unet.conv_in.",),
     "down": ("unet.down.",),
     "middle": ("unet.middle.",),

@@ -124,14 +124,16 @@ class UNet(nn.Module):
         self.apply(initialise)
         zero(self.conv_out)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, beside: Tensor | None = None) -> Tensor:
         """Output [B, out_channels, H, W] for x [B, in_channels, H, W] and integer t [B].
+
+        ``beside`` [B, E] is added to the embedding of t.
 
         Raises:
             ValueError: H or W does not halve evenly at every level.
         """
         check_divisible(x.shape[2], x.shape[3], len(self.down))
-        embedding = self.time(t)
+        embedding = self.time(t) if beside is None else self.time(t) + beside
         x = self.conv_in(x.contiguous(memory_format=self.memory_format))
         skips = [x]
         for level in self.down:

@@ -200,8 +200,8 @@ def initialise(module: nn.Module) -> None:
         zero(module.project)
 
 
-def zero(conv: nn.Conv2d) -> None:
-    """Set a convolution to zero, so that it starts without effect."""
-    nn.init.zeros_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+def zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Set a layer to zero, so that it starts without effect."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

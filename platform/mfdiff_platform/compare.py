@@ -156,7 +156,10 @@ def _facts(bench: Bench) -> dict[str, str]:
     if bench.comparison.domain == PHANTOM or bench.phantom is None:
         return facts
     phantom = bench.phantom.manifest.fingerprint[:16]
-    second = f"{scale.adapt_iterations} iterations on {manifest.domain}, all its settings together"
+    second = (
+        f"{scale.adapt_iterations} iterations on {manifest.domain} at"
+        f" {recipe.lr * scale.adapt_rate:g}, all its settings together"
+    )
     return facts | {"external stage": f"phantoms {phantom}", "internal stage": second}
 
 

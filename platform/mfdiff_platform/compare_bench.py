@@ -159,4 +159,5 @@ def _adapting(method: Method, scale: CompareScale) -> Recipe:
     if method.strategy == "single_stage":
         iterations += scale.recipe.iterations
     warmup = min(scale.recipe.warmup, iterations // 20)
-    return replace(scale.recipe, strategy=method.strategy, iterations=iterations, warmup=warmup)
+    recipe = replace(scale.recipe, strategy=method.strategy, iterations=iterations, warmup=warmup)
+    return replace(recipe, lr=recipe.lr * scale.adapt_rate) if recipe.starts_pretrained else recipe

@@ -108,6 +108,31 @@ def test_an_output_of_zero_restores_the_filtered_lpet() -> None:
     torch.testing.assert_close(estimate[0, 0], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
+def test_a_noise_aware_network_puts_back_as_much_of_the_detail_as_it_says() -> None:
+    x_p = torch.randn(1, 1, 12, 9, generator=generator(0))
+    p = process(target="x0", residual=True, smoothing_px=0.9, noise_aware=True, output_scale=0.1)
+
+    def estimate(residual: float, gain: float) -> Tensor:
+        output = torch.cat((torch.full_like(x_p, residual), torch.full_like(x_p, gain)), dim=1)
+        return p.predict_x0(output, x_p, torch.tensor([500]), x_p)[0, 0]
+
+    filtered = torch.tensor(gaussian_filter(x_p[0, 0].numpy(), 0.9, mode="nearest", radius=3))
+    for residual, gain in ((0.0, 0.0), (0.0, 1.0), (2.0, 0.25), (0.0, -0.5)):
+        expected = 0.1 * residual + (1 - gain) * filtered + gain * x_p[0, 0]
+        torch.testing.assert_close(estimate(residual, gain), expected, atol=1e-5, rtol=0)
+
+
+def test_gain_of_detail_is_trained_by_the_squared_error_of_the_estimate() -> None:
+    x_0, eps, x_p = images()
+    p = process(target="x0", residual=True, smoothing_px=0.9, noise_aware=True, output_scale=0.5)
+    output = torch.cat((eps, 0.3 * eps), dim=1).requires_grad_()
+    loss = p.loss(output, x_0, STEPS, eps, x_p)
+    error = (p.predict_x0(output, x_p, STEPS, x_p) - x_0) / 0.5
+    torch.testing.assert_close(loss, error.square().mean())
+    (gradient,) = torch.autograd.grad(loss, output)
+    assert gradient[:, 1].abs().min() > 0
+
+
 def test_noise_is_recovered_from_x_0() -> None:
     x_0, eps, _ = (x.double() for x in images())
     p = process()
@@ -248,6 +273,11 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),
         ({"clip_in_loss": True}, "clip_in_loss=True needs target='x0' and a clip"),
         ({"target": "x0", "clip_in_loss": True, "clip": None}, "clip=None"),
+        (
+            {"target": "x0", "residual": True, "noise_aware": True},
+            "noise_aware=True needs",
+        ),
+        ({"target": "x0", "ssim_weight": float("nan")}, "ssim_weight=nan"),
         ({"target": "x0", "ssim_weight": -0.1}, "ssim_weight=-0.1"),
         ({"ssim_weight": 0.1}, "ssim_weight=0.1, target='eps'"),
         ({"clip": (1.0, -1.0)}, r"clip=\(1.0, -1.0\)"),

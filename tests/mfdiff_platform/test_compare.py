@@ -337,7 +337,7 @@ def test_second_stage_starts_from_the_first_and_settings_have_their_own_table(
     row = done.table.rows[-1]
     assert row.cost is not None
     assert row.cost.iterations == 2 + 1
-    assert "internal stage: 1 iterations on site" in done.markdown
+    assert "internal stage: 1 iterations on site at 0.004" in done.markdown
     assert len(list((workspace.root / "comparisons/models").glob("m-unet-*"))) == 2
 
 
@@ -457,6 +457,17 @@ def test_large_sizes_train_as_long_as_the_paper_and_test_on_all_slices(
     assert CliRunner().invoke(cli, command).exit_code != 0
     assert [(scale.recipe.iterations, scale.test_slices) for scale in asked] == [expected]
     assert asked[0].adapt_iterations == 2 * expected[0] // 5
+    assert asked[0].adapt_rate == (1.0 if size == "base" else 0.5)
+
+
+def test_a_stage_after_the_external_one_alone_has_the_lower_rate(workspace: Workspace) -> None:
+    data = workspace.dataset("site")
+    slower = scale(adapt_rate=0.5)
+    for name, rates in (("table6", [1, 1, 0.5]), ("table7", [1, 0.5, 1, 0.5])):
+        bench = open_bench(workspace, table(name, 1), slower, data)
+        arms = [bench.arm(method) for method in bench.comparison.methods]
+        assert [arm.recipe.lr / slower.recipe.lr for arm in arms] == rates
+        assert all(arm.parent.recipe.lr == slower.recipe.lr for arm in arms if arm.parent)
 
 
 def test_training_of_a_table_is_the_same_for_every_row() -> None:

@@ -33,7 +33,14 @@ FROZEN_PREFIXES: dict[str, tuple[str, ...]] = {
     "encoders": ("fusion.encoder_p.", "fusion.encoder_m."),
     "fusion": ("fusion.",),
     "fusion+down": ("fusion.", "unet.conv_in.", "unet.down."),
-    "all-but-up": ("fusion.", "unet.conv_in.", "unet.down.", "unet.middle.", "unet.time."),
+    "all-but-up": (
+        "fusion.",
+        "unet.conv_in.",
+        "unet.down.",
+        "unet.middle.",
+        "unet.time.",
+        "noise_level.",
+    ),
 }
 
 

@@ -101,7 +101,7 @@ def command(
     Every row is trained with the same data, iterations, learning rate and batch size. What is
     trained or restored already is taken as it is, so the same command again resumes. Written are
     table.md, .csv, .tex and .json and figures. Settings are those of a recipe, such as lr,
-    schedule, warmup or ema.
+    schedule, warmup or ema; below base the stage after the phantoms takes half the lr.
 
     \b
     Examples:
@@ -132,6 +132,7 @@ def command(
         size=preset,
         recipe=override(recipe, parse_settings(settings)),
         adapt_iterations=adapt_iterations or max(1, 2 * iterations // 5),
+        adapt_rate=compare_plan.default_adapt_rate(preset),
         samples=samples,
         test_slices=test_slices or compare_plan.default_test_slices(preset),
         precision=precision,  # type: ignore[arg-type]
