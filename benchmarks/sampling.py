@@ -34,8 +34,8 @@ from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.strategies import start_training
 
 PRESET = preset("quick")
-BY_SQUARES = replace(PRESET.diffusion, clip_in_loss=False, ssim_weight=0.0)
-"""As the presets have it but for the loss, which is that of the other targets."""
+BY_SQUARES = replace(PRESET.diffusion, clip_in_loss=False, ssim_weight=0.0, noise_aware=False)
+"""As the presets have it, with the loss of the other targets and without the noise level."""
 TARGETS = {
     "x0 residual (presets)": BY_SQUARES,
     "x0": DiffusionConfig(target="x0"),
