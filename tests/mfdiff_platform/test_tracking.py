@@ -670,7 +670,7 @@ def serving(store: TrackingStore, address: str) -> Iterator[None]:
         env={**os.environ, "PATH": path},
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=5).read()

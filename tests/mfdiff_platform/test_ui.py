@@ -66,7 +66,7 @@ def port(store_: TrackingStore) -> Iterator[int]:
         text=True,
         env=environment,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
