@@ -81,8 +81,8 @@ def comparison_figure(
 
     Returns:
         PNG. Error maps show restored minus SPET on one scale, symmetric about 0, that ends at
-        the median over the panels (of two, the smaller) of the 99.5th percentile of each one's
-        errors: a panel that failed is saturated and leaves the others their contrast.
+        the 99.5th percentile of the first panel's, the LPET's: what is worse than it is saturated
+        and leaves the others their contrast.
 
     Raises:
         ValueError: there are no panels.
@@ -267,8 +267,8 @@ def _mr_range(x_m: Image) -> tuple[float, float]:
 
 
 def _error_limit(errors: Mapping[str, Image]) -> float:
-    ends = [np.percentile(np.abs(error), ERROR_PERCENTILE) for error in errors.values()]
-    return float(np.percentile(ends, 50, method="lower")) or 1.0
+    first = next(iter(errors.values()))
+    return float(np.percentile(np.abs(first), ERROR_PERCENTILE)) or 1.0
 
 
 def _head_box(images: list[Image]) -> tuple[slice, slice]:
