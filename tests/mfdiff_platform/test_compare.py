@@ -84,6 +84,14 @@ def workspace(
     return workspace
 
 
+def with_the_data_of(workspace: Workspace, tmp_path: Path) -> Workspace:
+    """Another workspace that has trained nothing yet."""
+    fresh = Workspace(tmp_path / "fresh")
+    fresh.root.mkdir()
+    (fresh.root / "data").symlink_to(workspace.root / "data")
+    return fresh
+
+
 def scale(**changes: Any) -> CompareScale:
     recipe = replace(default_recipe("tiny", 2, 2), warmup=0)
     small = {"size": "tiny", "recipe": recipe, "adapt_iterations": 1, "samples": 2}
@@ -104,9 +112,7 @@ def test_comparison_is_the_same_twice_and_trains_once(
 ) -> None:
     chosen = own(["m-unet", "fb-sem", "csrd"], "phantom", 2)
     first = numbers(compare(workspace, store, chosen, scale()))
-    fresh = Workspace(tmp_path / "fresh")
-    (fresh.root).mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     assert numbers(compare(fresh, store, chosen, scale())) == first
     monkeypatch.setattr(compare_training, "train", lambda *_, **__: pytest.fail("trained again"))
     assert numbers(compare(workspace, store, chosen, scale())) == first
@@ -117,9 +123,7 @@ def test_interrupted_comparison_goes_on_from_its_checkpoint(
 ) -> None:
     chosen, longer = own(["m-unet"], "phantom", 1), replace(scale().recipe, iterations=4)
     straight = numbers(compare(workspace, store, chosen, scale(recipe=longer)))
-    fresh = Workspace(tmp_path / "fresh")
-    fresh.root.mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     steps: list[int] = []
 
     def stopping(state: Any, batches: Any, *args: Any, **settings: Any) -> Any:
@@ -145,9 +149,7 @@ def test_interrupted_restoration_keeps_the_slices_it_has(
     monkeypatch.setattr(compare_restoration, "BATCH_SIZE", 1)
     chosen = own(["csrd"], "phantom", 1)
     straight = numbers(compare(workspace, store, chosen, scale()))
-    fresh = Workspace(tmp_path / "fresh")
-    fresh.root.mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     starts, restore_batch = [], compare_restoration._restore_batch
 
     def stopping(model: Any, slices: Any, rows: slice, *more: Any) -> Restoration:
@@ -187,9 +189,7 @@ def test_rows_side_by_side_are_those_of_one_process(
 ) -> None:
     chosen, longer = own(["m-unet", "munet"], "site", 1), replace(scale().recipe, iterations=3)
     straight = numbers(compare(workspace, store, chosen, scale(recipe=longer)))
-    fresh = Workspace(tmp_path / "fresh")
-    fresh.root.mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     beside = compare(fresh, store, chosen, scale(recipe=longer), concurrent=2)
     assert numbers(beside) == straight
     assert not list(fresh.comparison("at-work").iterdir())
@@ -202,9 +202,7 @@ def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(
     chosen = own(["m-unet", "munet"], "phantom", 1)
     longer = scale(recipe=replace(scale().recipe, iterations=160))
     straight = numbers(compare(workspace, store, chosen, longer))
-    fresh = Workspace(tmp_path / "fresh")
-    fresh.root.mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     title = f"ray::compare:{chosen.name}:M-UNet"
     left: set[int] = set()
     after: set[int] = set()
@@ -312,9 +310,7 @@ def test_table_killed_in_its_second_row_goes_on_there_and_ends_the_same(
     chosen = own(["m-unet", "munet"], "phantom", 1)
     longer = scale(recipe=replace(scale().recipe, iterations=4))
     straight = numbers(compare(workspace, store, chosen, longer))
-    fresh = Workspace(tmp_path / "fresh")
-    fresh.root.mkdir()
-    (fresh.root / "data").symlink_to(workspace.root / "data")
+    fresh = with_the_data_of(workspace, tmp_path)
     command = [sys.executable, "-c", KILLED, str(fresh.root), str(tmp_path)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     steps: list[int] = []

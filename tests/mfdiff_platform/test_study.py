@@ -80,6 +80,7 @@ def test_folder_without_a_study_is_an_error(tmp_path: Path) -> None:
 def test_new_study_begins_with_all_references_in_order(study: Study) -> None:
     assert [suggestion.reference for suggestion in study.pending()] == REFERENCES
     assert [suggestion.number for suggestion in study.pending()] == [0, 1, 2, 3]
+    assert study.unasked(7) == [4, 5, 6]
 
 
 def test_trial_cut_short_runs_again_before_those_that_had_not_begun(study: Study) -> None:
