@@ -22,12 +22,14 @@ from mfdiff_core.data.manifest import (
     verify_shard,
 )
 from mfdiff_core.data.slices import SINOGRAMS, Shard, sinogram_size
-from mfdiff_core.data.splits import LEAST_SUBJECTS, PARTS, load_split
+from mfdiff_core.data.splits import LEAST_SUBJECTS, PARTS, Part, load_split
 from mfdiff_core.errors import DataError
 
 Severity = Literal["error", "warning"]
 HIGHEST_INTENSITY = 20.0
 """Intensities are about [0, 1]; noise of a very low dose reaches a few times that."""
+SEEN: tuple[Part, ...] = ("train", "validation")
+"""Parts that decide what a model becomes."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,21 @@ def open_sound_dataset(folder: Path) -> Dataset:
     return dataset
 
 
+def shared_subjects(tested: Dataset, trained: Dataset) -> list[str]:
+    """Test subjects of one dataset with a target that another trains on or validates with."""
+    seen = {digest for part in SEEN for _, digest in _targets(trained, part)}
+    return sorted({name for name, digest in _targets(tested, "test") if digest in seen})
+
+
+def _targets(dataset: Dataset, part: Part) -> Iterator[tuple[str, bytes]]:
+    """Subject and digest of each target of a part."""
+    people = dataset.split.subjects(part)
+    for shard in dataset.shards:
+        for info, image in zip(shard.infos, shard.arrays["x_s"], strict=True):
+            if info.subject in people:
+                yield info.subject, _digest(image)
+
+
 def content_findings(
     manifest: Manifest, shards: Sequence[tuple[ShardEntry, Shard]]
 ) -> list[Finding]:
@@ -131,6 +148,9 @@ def _shard_findings(file: str, subject: str, domain: str, shard: Shard) -> Itera
         for row in np.flatnonzero(images.max(axis=(1, 2)) > HIGHEST_INTENSITY):
             text = f"{name} of {keys[row]} reaches {images[row].max():.0f}: is it scaled?"
             yield Finding("warning", "range", file, text)
+    for row in np.flatnonzero((shard.arrays["x_p"] == shard.arrays["x_s"]).all(axis=(1, 2))):
+        text = f"x_p and x_s of {keys[row]} are one image: give the low-dose scan as x_p"
+        yield Finding("error", "same-image", file, text)
     for info in shard.infos:
         if not (info.scale > 0 and info.mr_scale > 0 and info.voxel_mm > 0):
             text = f"{info.key} has a scale or voxel size that is not positive"

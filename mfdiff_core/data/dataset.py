@@ -48,7 +48,10 @@ class SliceSet:
 
     def select(self, keep: Callable[[SliceInfo], bool]) -> SliceSet:
         """The slices whose facts satisfy ``keep``."""
-        rows = [row for row, info in enumerate(self.infos) if keep(info)]
+        return self.rows([row for row, info in enumerate(self.infos) if keep(info)])
+
+    def rows(self, rows: list[int]) -> SliceSet:
+        """The slices at ``rows``, in that order."""
         infos = tuple(self.infos[row] for row in rows)
         return replace(self._map(lambda tensor: tensor[rows]), infos=infos)
 

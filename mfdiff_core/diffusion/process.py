@@ -1,7 +1,8 @@
 """The forward process, the training target and the posterior: Eq. (6) to (9).
 
 Symbols: x_0 standard-dose image, x_p low-dose image, x_t noised image, eps its noise, output
-what the network returned; all [B, 1, H, W] in diffusion units. t is 0-based, int64 [B].
+what the network returned; all [B, 1, H, W] in diffusion units, an output [B, 2, H, W] where the
+network is told the noise level. t is 0-based, int64 [B].
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class DiffusionConfig:
             before the residual is taken. A correction of the filtered image starts where a
             clinic is today and needs far fewer iterations than one of the noisy image.
         noise_aware: with ``smoothing_px``, the network is told the noise level of x_p, and returns
-            a second image: the part of what the filter took away that is put back. How much of a
-            scan's detail is noise differs from one protocol to the next.
+            a second channel: the share of what the filter took away that is put back, one number
+            all over an image. How much of a scan's detail is noise differs from one protocol to
+            the next.
         output_scale: with target "x0", the network predicts its target divided by this. A
             residual is a tenth of an image; unscaled, its gradients are so small that training
             stalls at the low-dose image.

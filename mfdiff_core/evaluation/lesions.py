@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
 from mfdiff_core.data.slices import MR_LESION, PET_LESION
-from mfdiff_core.evaluation.regions import connected_regions
+from mfdiff_core.evaluation.regions import HEAD_SHARE, connected_parts
 
 Images = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -115,9 +115,8 @@ def score_lesions(
         raise ValueError(f"images, lesions and subjects must agree, got {sorted(shapes)}")
     scores = []
     for kind, mask in _kinds(lesions).items():
-        for lesion in connected_regions(kind, mask).values():
-            row = int(np.flatnonzero(lesion.any(axis=(1, 2)))[0])
-            score = _score(kind, subjects[row], row, lesion[row], restored, x_s, lesions[row] > 0)
+        for row, lesion in connected_parts(mask):
+            score = _score(kind, subjects[row], row, lesion, restored, x_s, lesions[row] > 0)
             scores += [score] if score is not None else []
     return scores
 
@@ -125,14 +124,15 @@ def score_lesions(
 def null_excesses(restored: Images, x_s: Images, lesions: Images) -> list[float]:
     """Excess at the mirror image of every MR-only lesion: what chance and blur alone make of it.
 
-    A head is nearly symmetric, so the mirrored place is alike tissue; those that touch a lesion
-    or leave the head are left out.
+    A head is nearly symmetric, so the mirrored place is mostly of much the same tissue. Places that
+    touch a lesion, or where the SPET is below a tenth of the slice's maximum, are left out: those
+    are outside the head or in fluid.
     """
     excesses = []
-    for lesion in connected_regions("MR-only", _kinds(lesions)["MR-only"]).values():
-        row = int(np.flatnonzero(lesion.any(axis=(1, 2)))[0])
-        mirrored, occupied = lesion[row][:, ::-1], lesions[row] > 0
-        if (mirrored & occupied).any():
+    for row, lesion in connected_parts(_kinds(lesions)["MR-only"]):
+        mirrored, occupied = lesion[:, ::-1], lesions[row] > 0
+        cold = x_s[row][mirrored].mean() < HEAD_SHARE * x_s[row].max()
+        if cold or (mirrored & occupied).any():
             continue
         score = _score("MR-only", "", row, mirrored, restored, x_s, occupied)
         excesses += [score.excess] if score is not None else []
@@ -180,12 +180,15 @@ def _score(
     x_s: Images,
     occupied: Mask,
 ) -> LesionScore | None:
-    """Score of a lesion of slice ``row``; None if too small, or without active surroundings."""
+    """Score of a lesion of slice ``row``; None if too small, or without surroundings in the SPET.
+
+    The SPET alone decides, so that every method is judged by the same lesions.
+    """
     if lesion.sum() < MIN_PIXELS:
         return None
     near = binary_dilation(lesion, iterations=_GAP)
     ring = binary_dilation(near, iterations=_RING) & ~near & ~occupied & (x_s[row] > 0)
-    if not ring.any() or restored[row][ring].mean() <= 0:
+    if not ring.any():
         return None
     return LesionScore(
         kind=kind,
@@ -198,7 +201,12 @@ def _score(
 
 
 def _contrast(image: Images, lesion: Mask, ring: Mask) -> float:
-    return float(image[lesion].mean(dtype=np.float64) / image[ring].mean(dtype=np.float64) - 1)
+    """Mean of the lesion over that of the ring, minus one; 0 where the ring has no activity.
+
+    A restoration that wipes out a lesion's surroundings does not show the lesion either.
+    """
+    around = float(image[ring].mean(dtype=np.float64))
+    return float(image[lesion].mean(dtype=np.float64)) / around - 1 if around > 0 else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,17 +83,19 @@ def t1_regions(x_m: npt.NDArray[Any], x_s: npt.NDArray[Any]) -> dict[str, Mask]:
     }
 
 
-def connected_regions(name: str, mask: Mask) -> dict[str, Mask]:
-    """Each connected part of ``mask`` as its own region, ``"name 1"``, ``"name 2"``, ...
+def connected_parts(mask: Mask) -> Iterator[tuple[int, Mask]]:
+    """Each connected part of ``mask`` by itself: its slice, and where it is there.
 
     Args:
-        name: what the parts are, for example ``"PET-only lesion"``.
         mask: [N, H, W]; slices lie centimetres apart, so parts connect within a slice only.
+
+    Yields:
+        Row of the slice, and a mask [H, W].
     """
-    within_slice = np.zeros((3, 3, 3), dtype=bool)
-    within_slice[1] = True
-    parts, num_parts = label(mask, within_slice)
-    return {f"{name} {part}": parts == part for part in range(1, num_parts + 1)}
+    for row in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
+        parts, num_parts = label(mask[row], np.ones((3, 3), dtype=bool))
+        for part in range(1, num_parts + 1):
+            yield row, parts == part
 
 
 def region_bias(

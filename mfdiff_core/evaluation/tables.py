@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from mfdiff_core.evaluation.lesions import INVENTED_ABOVE, LOST_BELOW, NULL_SPREADS
 from mfdiff_core.evaluation.metrics import HIGHER_IS_BETTER, METRICS, definition
 from mfdiff_core.evaluation.scores import Score
-from mfdiff_core.evaluation.statistics import Estimate, PairedDifference, paired_difference
+from mfdiff_core.evaluation.statistics import (
+    Estimate,
+    PairedDifference,
+    coverage,
+    paired_difference,
+)
 
 DIGITS = {"psnr": 2, "ssim": 4, "nmse": 4}
 
@@ -99,7 +104,7 @@ def to_markdown(table: Table) -> str:
     lines = [f"# {table.title}", ""]
     for setting, rows in table.settings().items():
         lines += [f"## {setting}", "", *_grid(_metric_cells(rows)), ""]
-        lines += ["Intervals over subjects (95 %), and the paper's convention:", ""]
+        lines += [_interval_head(rows[0]), ""]
         lines += [*_grid(_second_cells(rows)), ""]
         lines += ["Subject by subject, quantitative PSNR in dB:", ""]
         lines += [*_grid(_subject_cells(rows)), ""]
@@ -109,6 +114,15 @@ def to_markdown(table: Table) -> str:
     lines += [f"- {name}: {value}" for name, value in table.facts.items()]
     lines += [f"- {definition()}", f"- {definition('paper')}"]
     return "\n".join(lines) + "\n"
+
+
+def _interval_head(row: TableRow) -> str:
+    number = row.score.quantitative["psnr"].num_subjects
+    if number == 1:
+        return "One subject, so no interval over subjects; and the paper's convention:"
+    covered = coverage(number)
+    few = f"; of {number} subjects they cover {covered}" if covered else ""
+    return f"Intervals over subjects (nominally 95 %{few}), and the paper's convention:"
 
 
 def _grid(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -150,6 +164,9 @@ def _second_cells(rows: Sequence[TableRow]) -> list[list[str]]:
 
 
 def _interval(estimate: Estimate, digits: int) -> str:
+    """Empty of numbers for one subject: the choice of its slices is no interval over subjects."""
+    if estimate.num_subjects == 1:
+        return "–"
     return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
 
 
@@ -169,30 +186,31 @@ def _region_lines(rows: Sequence[TableRow]) -> list[str]:
         found = [row.score.regions[name] for name in regions]
         biases = [f"{_percent(bias.mean)} / {_percent(bias.maximum)}" for bias in found]
         cells.append([row.method, *biases, _percent(row.score.activity - 1)])
-    return ["Bias against the SPET, mean over subjects:", "", *_grid(cells), ""]
+    head = "Bias against the SPET: regions as the mean over subjects, total activity of all slices."
+    return [head, "", *_grid(cells), ""]
 
 
 def _lesion_lines(rows: Sequence[TableRow]) -> list[str]:
     """The test of Fig. 3: what is lost of the PET's lesions, what the MR's bring in."""
-    cells = [["Method", "contrast recovered", "PET-only lost", "MR-only invented"]]
-    counts = ""
-    for row in rows:
-        found = row.score.lesions
-        if found is None:
-            continue
-        lost, invented = (_share(x) for x in (found.lost_share, found.invented_share))
-        cells.append([row.method, _plain(found.mean_recovery, 3), lost, invented])
-        counts = (
-            f"{found.num_lesions} in all, each counted in every slice that shows it:"
-            f" {found.num_pet_only} lesions in PET only, {found.num_mr_only} in MR only,"
-            f" {found.num_both} in both"
-        )
-    if len(cells) == 1:
+    judged = [(row.method, row.score.lesions) for row in rows if row.score.lesions is not None]
+    if not judged:
         return []
+    first = judged[0][1]  # lesions are those of the SPET, so every method has as many
+    counts = (
+        f"{first.num_lesions} in all, each counted in every slice that shows it:"
+        f" {first.num_pet_only} lesions in PET only, {first.num_mr_only} in MR only,"
+        f" {first.num_both} in both"
+    )
     rule = (
         f"Lesions ({counts}): lost below {LOST_BELOW:g} of the SPET's contrast, invented beyond"
-        f" {INVENTED_ABOVE:g} of contrast or {NULL_SPREADS:g} times what lesion-free tissue shows."
+        f" {INVENTED_ABOVE:g} of contrast or {NULL_SPREADS:g} times what lesion-free tissue shows,"
+        " by which noisy images are judged less strictly."
     )
+    cells = [["Method", "contrast recovered", "PET-only lost", "MR-only invented", "beyond"]]
+    for method, found in judged:
+        shares = [_share(found.lost_share), _share(found.invented_share)]
+        recovered, beyond = _plain(found.mean_recovery, 3), _plain(found.threshold, 2)
+        cells.append([method, recovered, *shares, beyond])
     return [rule, "", *_grid(cells), ""]
 
 
@@ -220,7 +238,10 @@ def _test_lines(table: Table) -> list[str]:
         return []
     head = f"## {table.rows[-1].method} minus each other method, subject by subject"
     notes = [f"No test: {reason}." for reason in sorted(reasons)]
-    test = "p is of the exact two-sided Wilcoxon signed-rank test over subjects."
+    test = (
+        "p is of the exact two-sided Wilcoxon signed-rank test over subjects, each by itself: not"
+        " corrected for the number of methods."
+    )
     return [head, "", *_grid(cells), "", test, *notes, ""]
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from mfdiff_core.networks.unet_blocks import zero
 
-_MIDDLE = -2.0
-"""About half-way between a phantom's level at a tenth of the dose and that of a full scan."""
+_MIDDLE, _REACH = -2.0, 2.0
+"""About half-way between simulated phantoms at a tenth of the dose (-1.2) and brains of minutes of
+scanning (-3.4); levels further off than the reach count as at its end. A site's post-filter and
+pixels can lie anywhere, and no gain is to be extrapolated to them."""
 
 
 class Told(NamedTuple):
@@ -33,6 +35,7 @@ class NoiseLevel(nn.Module):
 
     The gain says how much of the detail that a filter takes from x_p is put back, one number per
     image: noise alike would be taken off further (below 0), detail of a good scan kept (towards 1).
+    `DiffusionConfig.noise_aware` is where it is put back, and ``smoothing_px`` the filter.
 
     Args:
         channels: base width of the U-Net; E is four times that.
@@ -49,7 +52,7 @@ class NoiseLevel(nn.Module):
 
     def forward(self, x_p: Tensor) -> Told:
         """What to tell the network of x_p."""
-        level = (noise_level(x_p) - _MIDDLE).unsqueeze(1)
+        level = (noise_level(x_p) - _MIDDLE).clamp(-_REACH, _REACH).unsqueeze(1)
         hidden = F.silu(self.hidden(level.to(self.hidden.weight.dtype)))
         return Told(self.embedding(hidden), self.gain(hidden))
 
@@ -58,7 +61,8 @@ def noise_level(x_p: Tensor) -> Tensor:
     """Log of the norm of an image's finest detail over that of the image, [B], in float32.
 
     The detail is what a mean over 3 x 3 pixels takes away. Simulated brains of 2 mm pixels: -3.4
-    for scans of minutes, -2.9 to -2.3 at low doses, -1.3 for unfiltered phantoms.
+    for scans of minutes, -2.9 to -2.3 at low doses, -1.2 for unfiltered phantoms. It tells scans of
+    one reconstruction apart; a post-filter or smaller pixels lower it as a higher dose does.
     """
     p = (x_p.float() + 1.0) / 2.0
     smooth = F.avg_pool2d(F.pad(p, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

@@ -6,21 +6,22 @@ on, and tables that share a model train it once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mfdiff_core
-from mfdiff_core.config import flatten
+from mfdiff_core.config import flatten, to_dict
 from mfdiff_core.data.dataset import SliceSet
 from mfdiff_core.evaluation.scores import score_slices
 from mfdiff_core.evaluation.table_files import to_csv, to_latex, to_values
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, to_markdown
-from mfdiff_core.files import write_bytes, write_json
+from mfdiff_core.files import sha256_text, write_bytes, write_json
 from mfdiff_core.model import build_model
 from mfdiff_platform.compare_bench import Bench, open_bench
+from mfdiff_platform.compare_facts import facts
 from mfdiff_platform.compare_figures import write_figures
-from mfdiff_platform.compare_plan import LABELS, PHANTOM, CompareScale, Comparison
+from mfdiff_platform.compare_plan import CompareScale, Comparison
 from mfdiff_platform.compare_restoration import Restoration, filtered
 from mfdiff_platform.compare_training import Trained
 from mfdiff_platform.compare_workers import side_by_side
@@ -73,26 +74,29 @@ def compare(
     bench = open_bench(workspace, comparison, scale, data, phantom)
     bench.check()
     comparison, test = bench.comparison, bench.test
-    folder = workspace.comparison(_name(comparison, scale))
+    folder = workspace.comparison(_name(bench))
     run = _open_run(store, folder.name, bench)
     with run.watched():
         restored, notes = filtered(bench.domain, test)
-        costs: dict[str, Cost] = {}
+        done: dict[str, Trained] = {}
         side_by_side(bench, concurrent)
         for method in comparison.methods:
-            done, restored[method.label] = bench.carry_out(method)
-            costs[method.label] = _cost(done, restored[method.label])
+            done[method.label], restored[method.label] = bench.carry_out(method)
         with task("Writing table and figures", 1):
-            table = _table(bench, restored, costs, notes)
+            table = _table(bench, done, restored, notes)
             markdown = _write(folder, table, restored, test)
         _log(run, folder, table, markdown)
     run.finish("finished")
     return Compared(folder, table, markdown)
 
 
-def _name(comparison: Comparison, scale: CompareScale) -> str:
-    seed = f"-seed{scale.seed}" if scale.seed else ""
-    return f"{comparison.name}-{scale.size}-{scale.recipe.iterations}{seed}"
+def _name(bench: Bench) -> str:
+    """Of the folder: another scale, other rows or other data have another."""
+    comparison, scale = bench.comparison, bench.scale
+    datasets = [dataset.manifest.fingerprint for dataset in bench.datasets]
+    rows = [method.label for method in comparison.methods]
+    digest = sha256_text(json.dumps([to_dict(scale), rows, datasets], sort_keys=True))
+    return f"{comparison.name}-{scale.size}-{scale.recipe.iterations}-{digest[:6]}"
 
 
 def _cost(done: Trained, restored: Restoration) -> Cost:
@@ -110,12 +114,13 @@ def _cost(done: Trained, restored: Restoration) -> Cost:
 
 def _table(
     bench: Bench,
+    trained: Mapping[str, Trained],
     restored: Mapping[str, Restoration],
-    costs: Mapping[str, Cost],
     notes: Mapping[str, str],
 ) -> Table:
     """Every row in every setting."""
     comparison, seed = bench.comparison, bench.scale.seed
+    costs = {label: _cost(done, restored[label]) for label, done in trained.items()}
     rows = [
         TableRow(
             method=method,
@@ -131,45 +136,9 @@ def _table(
         title=comparison.title,
         rows=rows,
         left_out=comparison.left_out,
-        facts=_facts(bench) | dict(notes),
+        facts=facts(bench, trained, restored) | dict(notes),
         seed=seed,
     )
-
-
-def _facts(bench: Bench) -> dict[str, str]:
-    """What was done, in the words of the table's foot."""
-    scale, test, manifest = bench.scale, bench.test, bench.domain.manifest
-    recipe, people = scale.recipe, {info.subject for info in test.infos}
-    facts = {
-        "data": f"{manifest.domain}, fingerprint {manifest.fingerprint[:16]}",
-        "test": f"{len(test)} slices of {len(people)} subject(s) that no training has seen",
-        "networks": f"preset {scale.size}",
-        "training": (
-            f"{recipe.iterations} iterations, batch {recipe.batch_size}, AdamW at {recipe.lr:g}"
-            f" ({recipe.schedule}, warm-up {recipe.warmup}), averaged at {recipe.ema:g},"
-            f" augmentation {recipe.augment}, {scale.precision}, seed {scale.seed}; the same for"
-            " every row"
-        ),
-        "losses": _losses(bench.comparison, scale.size),
-        "code": f"mfdiff-platform {mfdiff_core.__version__}",
-    }
-    if bench.comparison.domain == PHANTOM or bench.phantom is None:
-        return facts
-    phantom = bench.phantom.manifest.fingerprint[:16]
-    second = (
-        f"{scale.adapt_iterations} iterations on {manifest.domain} at"
-        f" {recipe.lr * scale.adapt_rate:g}, all its settings together"
-    )
-    return facts | {"external stage": f"phantoms {phantom}", "internal stage": second}
-
-
-def _losses(comparison: Comparison, size: str) -> str:
-    """What each system was trained to lower: the one thing that is not the same for all."""
-    texts = {
-        LABELS[method.system] + " (paper)" * method.as_in_paper: method.config(size).loss_text
-        for method in comparison.methods
-    }
-    return "; ".join(f"{label}: {text}" for label, text in texts.items())
 
 
 def _write(folder: Path, table: Table, restored: Mapping[str, Restoration], test: SliceSet) -> str:

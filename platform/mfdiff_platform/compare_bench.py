@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from mfdiff_core.bundle import Bundle
-from mfdiff_core.data.check import open_sound_dataset
+from mfdiff_core.data.check import open_sound_dataset, shared_subjects
 from mfdiff_core.data.dataset import Dataset, SliceSet, open_dataset
+from mfdiff_core.errors import DataError
 from mfdiff_core.training.strategies import Recipe
 from mfdiff_platform.compare_plan import (
     PHANTOM,
@@ -48,16 +49,30 @@ class Bench:
         part = self.domain.part("test", self.comparison.setting or None)
         return evenly(part, self.scale.test_slices)
 
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """That of the domain, and that of the external stage if it is another."""
+        both = self.phantom is not None and self.phantom is not self.domain
+        return (self.domain, self.phantom) if both and self.phantom else (self.domain,)
+
     def check(self) -> None:
-        """Refuse networks that do not fit the slices.
+        """Refuse networks that do not fit the slices, and test subjects that are no strangers.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: a network does not fit.
+            DataError: the external stage trains on test subjects.
         """
         for method in self.comparison.methods:
             arm = self.arm(method)
-            check_image_size(self.domain, arm.model)
+            for dataset in self.datasets:
+                check_image_size(dataset, arm.model)
             check_augmentation(arm.model, arm.recipe.augment)
+        for other in self.datasets[1:]:
+            if shared := shared_subjects(self.domain, other):
+                raise DataError(
+                    f"{other.folder}: trains on test subjects of {self.domain.folder}"
+                    f" ({', '.join(shared)}); give --phantom a dataset without them"
+                )
 
     def carry_out(self, method: Method) -> tuple[Trained, Restoration]:
         """Train and restore a row, or find what an earlier comparison left.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from mfdiff_core.config import override
 from mfdiff_core.diffusion.samplers import SamplerConfig
 from mfdiff_core.errors import ConfigError
 from mfdiff_core.files import sha256_text
@@ -29,6 +31,8 @@ LABELS = {
 }
 RIVALS = ("m-unet", "fb-sem", "ea-gan", "hi-net", "cncl", "csrd")
 LADDER = ("unet", "munet", "gmunet", "dmunet", "cmunet")
+SETTINGS = ("lr", "warmup", "schedule", "weight_decay", "layer_decay", "ema", "augment")
+"""Of a recipe, that a comparison leaves to its user; the rest the tables decide."""
 LONGEST_NAME = 24
 """Longer lists of models are named by their number and a hash."""
 MEAN_EVALUATIONS = 20
@@ -90,7 +94,7 @@ class Comparison:
         name: of its folder.
         title: of its table.
         domain: whose test subjects decide.
-        methods: in the order shown; the last is what the others are tested against.
+        methods: in the order shown; the last is the one that is tested against the others.
         setting: only slices of this setting count.
         left_out: reason by method.
     """
@@ -162,6 +166,21 @@ def default_recipe(size: str, iterations: int, batch_size: int) -> Recipe:
     if size in LARGE:
         return shared
     return replace(shared, lr=SMALL_LR, warmup=iterations // 20, schedule="cosine", ema=0.995)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a comparison with a user's ``settings``.
+
+    Raises:
+        ConfigError: one of them is none of `SETTINGS`, or out of range.
+    """
+    for name in settings:
+        if name not in SETTINGS:
+            raise ConfigError(
+                f"--set {name}: a comparison decides that itself, or there is no such setting;"
+                f" settings are {', '.join(SETTINGS)}"
+            )
+    return override(recipe, settings)
 
 
 def table(name: str, samples: int) -> Comparison:

@@ -20,7 +20,7 @@ from mfdiff_core.files import atomic_path, read_json, sha256_text, write_json
 from mfdiff_core.model import RestorationModel, build_model
 from mfdiff_core.tensors import load_tensors, save_tensors
 from mfdiff_platform.compare_plan import CompareScale, Method
-from mfdiff_platform.compare_training import repeatable
+from mfdiff_platform.compare_training import THEN, UNKNOWN, maker, repeatable
 from mfdiff_platform.durable import locked
 from mfdiff_platform.progress import Task, task
 from mfdiff_platform.slice_parts import by_setting, evenly
@@ -32,11 +32,12 @@ LPET, GAUSSIAN, NON_LOCAL = "LPET", "LPET, Gaussian", "LPET, non-local means"
 
 @dataclass(frozen=True)
 class Restoration:
-    """Restored test slices [N, 1, H, W], seconds and network evaluations of each."""
+    """Restored test slices [N, 1, H, W], seconds and network evaluations of each, and by what."""
 
     x_s: torch.Tensor
     slice_s: float = 0.0
     evaluations: int = 0
+    by: str = ""
 
 
 def filtered(domain: Dataset, test: SliceSet) -> tuple[dict[str, Restoration], dict[str, str]]:
@@ -130,7 +131,8 @@ def _restore(
         shown.update(min(start + BATCH_SIZE, len(slices)))
     seconds = sum(batch.slice_s * len(batch.x_s) for batch in done)
     x_s = torch.cat([batch.x_s for batch in done])
-    return Restoration(x_s, seconds / len(slices), done[-1].evaluations)
+    makers = THEN.join(dict.fromkeys(batch.by for batch in done))
+    return Restoration(x_s, seconds / len(slices), done[-1].evaluations, makers)
 
 
 def _restore_batch(
@@ -159,18 +161,20 @@ def _restore_batch(
         on_step=on_step,
     )
     x_s = done.x_s.cpu()
-    return Restoration(x_s, (time.monotonic() - started) / len(x_s), evaluations[-1])
+    seconds = (time.monotonic() - started) / len(x_s)
+    return Restoration(x_s, seconds, evaluations[-1], maker(device))
 
 
 def _save(folder: Path, done: Restoration) -> None:
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
         save_tensors(temporary / TENSORS, {"x_s": done.x_s})
-        facts = {"slice_s": done.slice_s, "evaluations": done.evaluations}
+        facts = {"slice_s": done.slice_s, "evaluations": done.evaluations, "by": done.by}
         write_json(temporary / FACTS, facts)
 
 
 def _load(folder: Path) -> Restoration:
     facts = read_json(folder / FACTS)
     x_s = load_tensors(folder / TENSORS)["x_s"]
-    return Restoration(x_s, facts["slice_s"], int(facts["evaluations"]))
+    by = facts.get("by", UNKNOWN)
+    return Restoration(x_s, facts["slice_s"], int(facts["evaluations"]), by)

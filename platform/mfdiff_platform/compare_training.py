@@ -25,6 +25,7 @@ from mfdiff_core.training.loop import Event, Snapshot, TrainConfig, Validated, t
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.step import Precision
 from mfdiff_core.training.strategies import Recipe, start
+from mfdiff_platform.code_state import code_fingerprint
 from mfdiff_platform.context import LocalContext
 from mfdiff_platform.durable import locked
 from mfdiff_platform.preflight import check_image_size
@@ -34,6 +35,7 @@ from mfdiff_platform.slice_parts import evenly
 
 BUNDLE, CLOCK, DESCRIPTION, LOCK = "bundle", "clock.json", "arm.json", "lock"
 VALIDATIONS, VALIDATION_SLICES, CHECKPOINTS = 2, 8, 8
+UNKNOWN, THEN = "code that was not noted", ", then "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Arm:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for trainings that end with the same weights."""
+        """Equal for trainings that end with the same weights, by one release on one machine."""
         return sha256_text(json.dumps(self.describe(), sort_keys=True))
 
     @property
@@ -91,11 +93,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trained:
-    """A bundle, and what its stages took in all."""
+    """A bundle, what its stages took in all, and which code on which machine did it."""
 
     bundle: Bundle
     iterations: int
     training_s: float
+    by: str
 
 
 def trained(arm: Arm, models: Path) -> Trained:
@@ -116,10 +119,22 @@ def trained(arm: Arm, models: Path) -> Trained:
             if not (folder / BUNDLE).is_dir():
                 write_json(folder / DESCRIPTION, arm.describe())
                 _train(arm, folder, parent.bundle if parent else None, shown)
-    spent = read_json(folder / CLOCK)["training_s"]
-    before = (parent.iterations, parent.training_s) if parent else (0, 0.0)
-    iterations = before[0] + arm.recipe.iterations
-    return Trained(load_bundle(folder / BUNDLE), iterations, before[1] + spent)
+    clock = read_json(folder / CLOCK)
+    iterations, spent = arm.recipe.iterations, clock["training_s"]
+    by = clock.get("by", [UNKNOWN])
+    if parent is not None:
+        iterations, spent = iterations + parent.iterations, spent + parent.training_s
+        by = [*parent.by.split(THEN), *by]
+    makers = THEN.join(dict.fromkeys(by))
+    return Trained(load_bundle(folder / BUNDLE), iterations, spent, makers)
+
+
+def maker(device: torch.device) -> str:
+    """Which code works here on what: the same results come of the same of both."""
+    if device.type == "cuda":
+        return f"{code_fingerprint()}, on {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{code_fingerprint()}, on {threads} CPU thread{'s' * (threads > 1)}"
 
 
 def find_trained(arm: Arm, models: Path) -> Bundle | None:
@@ -134,7 +149,7 @@ def _train(arm: Arm, folder: Path, parent: Bundle | None, shown: Task) -> None:
     model.set_layout("channels_last")
     state = start(model, arm.recipe, parent.weights() if parent else None)
     context.resume(state)
-    clock = _Clock(folder, state.step)
+    clock = _Clock(folder, state.step, maker(context.device))
     for event in _events(arm, state, context.device):
         shown.update(state.step)
         if isinstance(event, Snapshot):
@@ -193,18 +208,22 @@ def _provenance(arm: Arm, state: TrainState, parent: Bundle | None) -> Provenanc
 
 
 class _Clock:
-    """Wall time of a training up to its last checkpoint, over all its resumptions."""
+    """Wall time of a training up to its last checkpoint, and who was at it, resumptions too."""
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, by: str) -> None:
         self._path = folder / CLOCK
         resumed = step > 0 and self._path.is_file()
-        self._before = read_json(self._path)["training_s"] if resumed else 0.0
+        before: dict[str, Any] = {"training_s": 0.0, "by": []}
+        if resumed:
+            before = read_json(self._path)
+        self._before: float = before["training_s"]
+        self._by: list[str] = [*before.get("by", [UNKNOWN]), by]
         self._started = time.monotonic()
 
     def save(self) -> None:
         """Note what has passed until now."""
         spent = self._before + time.monotonic() - self._started
-        write_json(self._path, {"training_s": spent})
+        write_json(self._path, {"training_s": spent, "by": list(dict.fromkeys(self._by))})
 
 
 @contextmanager

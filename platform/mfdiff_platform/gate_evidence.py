@@ -27,14 +27,11 @@ from mfdiff_core.evaluation.regions import (
     simulated_regions,
     t1_regions,
 )
-from mfdiff_core.evaluation.statistics import Estimate, paired_difference
+from mfdiff_core.evaluation.statistics import Estimate, coverage, paired_difference
 from mfdiff_core.evaluation.validation import restore_slices
 
 Images = npt.NDArray[np.float32]
 
-FEW_SUBJECTS = 6
-"""Below this the bootstrap interval covers less than it says."""
-_COVERAGE = {1: "the choice of slices only", 2: "about 75 %", 3: "about 87 %"}
 _SEED = 0  # of noise and bootstrap: the same model on the same slices gets the same verdict
 
 
@@ -117,8 +114,7 @@ def notes_on(test: SliceSet, looks: int) -> tuple[str, ...]:
     """Caveats of a verdict from these slices, after ``looks`` earlier ones from the same."""
     number = len(_rows(test))
     notes = []
-    if number < FEW_SUBJECTS:
-        covered = _COVERAGE.get(number, "less than 95 %")
+    if covered := coverage(number):
         subjects = "1 test subject" if number == 1 else f"{number} test subjects"
         notes.append(f"{subjects}: the nominal 95 % interval covers {covered}")
     if looks:

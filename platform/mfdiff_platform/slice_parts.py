@@ -26,5 +26,4 @@ def evenly(slices: SliceSet, count: int | None) -> SliceSet:
     for _, rows, _ in by_setting(slices):
         places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
         chosen |= {rows[place] for place in places}
-    row = iter(range(len(slices)))
-    return slices.select(lambda _: next(row) in chosen)
+    return slices.rows(sorted(chosen))

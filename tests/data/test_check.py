@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mfdiff_core.data.check import HIGHEST_INTENSITY, check_dataset, open_sound_dataset
+from mfdiff_core.data.check import (
+    HIGHEST_INTENSITY,
+    check_dataset,
+    open_sound_dataset,
+    shared_subjects,
+)
 from mfdiff_core.data.dataset import open_dataset
 from mfdiff_core.data.manifest import MANIFEST, SHARDS, SPLIT, describe_shard, load_manifest
 from mfdiff_core.data.slices import SliceRecord, write_shard
+from mfdiff_core.data.splits import Split
 from mfdiff_core.errors import DataError
 from mfdiff_platform.cli import run
 from tests.comparison.toy_systems import TOY
@@ -178,6 +184,29 @@ def test_unusable_values_are_found(
 ) -> None:
     _replace_shard(own_dataset, "s1", [replace(make_record("s1"), **change)])
     assert _codes(own_dataset) == {code}
+
+
+def test_a_target_given_as_its_own_low_dose_image_is_found(
+    own_dataset: Path, make_record: MakeRecord
+) -> None:
+    record = make_record("s1")
+    _replace_shard(own_dataset, "s1", [replace(record, x_p=record.x_s)])
+    assert _codes(own_dataset) == {"same-image"}
+
+
+def test_test_subjects_that_another_dataset_learns_from_are_named(
+    dataset_folder: Path, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    tested = open_dataset(dataset_folder)
+    (stranger,) = tested.split.subjects("test")
+    assert shared_subjects(tested, tested) == []
+    (twin,) = (open_dataset(make_dataset(tmp_path / "twin")),)
+    for part in ("train", "validation", "test"):
+        others = [name for name in tested.manifest.subjects if name != stranger]
+        parts = {"train": others[:2], "validation": others[2:3], "test": others[3:]}
+        split = Split(**{**parts, part: [*parts[part], stranger]})
+        found = shared_subjects(tested, replace(twin, split=split))
+        assert found == ([] if part == "test" else [stranger])
 
 
 def test_scale_that_is_not_positive_is_found(own_dataset: Path, make_record: MakeRecord) -> None:

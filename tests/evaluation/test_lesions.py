@@ -73,6 +73,17 @@ def test_lesion_with_less_than_half_its_contrast_is_lost(
     assert (found.num_pet_only, found.lost_share) == (1, lost_share)
 
 
+@pytest.mark.parametrize("wiped", ["surroundings", "everything"])
+def test_lesion_whose_surroundings_are_wiped_out_is_lost(
+    lesions: Images, x_s: Images, wiped: str
+) -> None:
+    restored = np.where(PET_SPOT, x_s, 0) if wiped == "surroundings" else np.zeros_like(x_s)
+    found = summarise_lesions(score_lesions(restored, x_s, lesions, ["a"]))
+    assert found is not None
+    assert (found.num_pet_only, found.lost_share) == (1, 1.0)
+    assert (found.num_both, found.num_mr_only) == (1, 1)  # as many as for any other method
+
+
 @pytest.mark.parametrize(("brought", "share"), [(0.0, 0.0), (0.15, 0.0), (0.3, 1.0), (-0.3, 1.0)])
 def test_structure_of_the_mr_that_shows_in_the_pet_is_invented(
     lesions: Images, x_s: Images, brought: float, share: float
@@ -103,6 +114,14 @@ def test_noise_where_there_is_no_lesion_raises_the_threshold() -> None:
 def test_mirror_image_that_meets_a_lesion_is_no_null(x_s: Images, lesions: Images) -> None:
     lesions[0][MR_SPOT[:, ::-1]] = PET_LESION
     assert null_excesses(x_s, x_s, lesions) == []
+
+
+@pytest.mark.parametrize(("activity", "expected"), [(0.09, 0), (0.11, 1)])
+def test_mirror_image_without_activity_is_no_null(activity: float, expected: int) -> None:
+    lesions = np.zeros((1, SIZE, SIZE), dtype=np.uint8)
+    lesions[0][MR_SPOT] = MR_LESION
+    x_s = flat((MR_SPOT[:, ::-1], activity - 1))
+    assert len(null_excesses(x_s, x_s, lesions)) == expected
 
 
 def test_spots_too_small_and_lesions_the_spet_hides_are_not_judged() -> None:

@@ -16,6 +16,7 @@ from mfdiff_core.evaluation.agreement import agreement_figure
 from mfdiff_core.evaluation.metrics import METRICS, evaluate_slices
 from mfdiff_core.evaluation.regions import RegionBias
 from mfdiff_core.evaluation.scores import Score, score_slices
+from mfdiff_core.evaluation.statistics import estimate_metrics
 from mfdiff_core.evaluation.table_files import to_csv, to_latex, to_values
 from mfdiff_core.evaluation.tables import Cost, Table, TableRow, paired, ranks, to_markdown
 from mfdiff_core.physics.phantom import Tissue
@@ -95,6 +96,24 @@ def test_page_says_how_it_measured_and_what_it_leaves_out(table: Table) -> None:
     assert "FB-SEM is left out: no sinograms" in page
     assert "below 6 an exact test cannot reach p = 0.05" in page
     assert "| good | 1,234 + 56 | 10 | 2 | 10.0 | 3 |" in page
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_page_promises_no_more_of_its_intervals_than_they_hold(table: Table, number: int) -> None:
+    people = [f"s{place % number}" for place in range(len(table.rows[0].score.subjects))]
+
+    def of(row: TableRow) -> TableRow:
+        metrics = estimate_metrics(row.score.slices, people, seed=0)
+        score = replace(row.score, quantitative=metrics, subjects=tuple(people))
+        return replace(row, score=score)
+
+    page = to_markdown(replace(table, rows=[of(row) for row in table.rows]))
+    assert ("One subject, so no interval" in page) == (number == 1)
+    assert ("of 2 subjects they cover 50 to 85 %" in page) == (number == 2)
+    assert ("(nominally 95 %)" in page) == (number == 7)
+    good = [line for line in page.splitlines() if line.startswith("| good | ")][1]
+    assert good.count(" – ") == 3 * (number == 1)
+    assert good.count(" to ") == 3 * (number != 1)
 
 
 def test_last_row_is_tested_against_all_others_on_the_same_slices(table: Table) -> None:

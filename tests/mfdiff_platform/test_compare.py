@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -16,16 +16,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from click.testing import CliRunner
 
 from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import override
 from mfdiff_core.data.batches import Batch, BatchStream
-from mfdiff_core.errors import ConfigError
+from mfdiff_core.errors import ConfigError, DataError
 from mfdiff_core.files import read_json
-from mfdiff_core.model import MODELS, ModelConfig, preset
+from mfdiff_core.model import MODELS, ModelConfig, RestorationModel, preset
 from mfdiff_core.training.loop import train
-from mfdiff_core.training.strategies import Recipe, Strategy
+from mfdiff_core.training.state import TrainState
+from mfdiff_core.training.strategies import Recipe, Strategy, start
 from mfdiff_platform import (
     compare_plan,
     compare_restoration,
@@ -34,8 +36,9 @@ from mfdiff_platform import (
 )
 from mfdiff_platform.cli import cli
 from mfdiff_platform.cluster import Cluster, Resources
-from mfdiff_platform.compare import Compared, compare
+from mfdiff_platform.compare import Compared, _name, compare
 from mfdiff_platform.compare_bench import open_bench
+from mfdiff_platform.compare_facts import facts
 from mfdiff_platform.compare_plan import (
     CompareScale,
     Comparison,
@@ -45,6 +48,7 @@ from mfdiff_platform.compare_plan import (
     table,
 )
 from mfdiff_platform.compare_restoration import Restoration
+from mfdiff_platform.compare_training import Trained, find_trained
 from mfdiff_platform.durable import locked
 from mfdiff_platform.store_address import URI_VARIABLE
 from mfdiff_platform.tracking import TrackingStore
@@ -333,8 +337,158 @@ def test_second_stage_starts_from_the_first_and_settings_have_their_own_table(
     row = done.table.rows[-1]
     assert row.cost is not None
     assert row.cost.iterations == 2 + 1
-    assert "internal stage: 1 iterations on site at 0.004" in done.markdown
     assert len(list((workspace.root / "comparisons/models").glob("m-unet-*"))) == 2
+
+
+def test_second_stage_begins_with_the_weights_of_the_first(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Mapping[str, torch.Tensor] | None] = []
+
+    def watched(model: RestorationModel, recipe: Recipe, given: Any) -> TrainState:
+        begun.append(given)
+        return start(model, recipe, given)
+
+    monkeypatch.setattr(compare_training, "start", watched)
+    bench = open_bench(workspace, own(["m-unet"], "site", 1), scale())
+    (method,) = bench.comparison.methods
+    bench.carry_out(method)
+    parent = bench.arm(method).parent
+    assert parent is not None
+    first = find_trained(parent, workspace.comparison("models"))
+    assert first is not None
+    assert begun[0] is None
+    assert begun[1] is not None
+    torch.testing.assert_close(dict(begun[1]), first.weights(), rtol=0, atol=0)
+
+
+@pytest.fixture
+def feet(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Foot of a table whose rows were never trained."""
+
+    def foot(chosen: Comparison, **changes: Any) -> dict[str, str]:
+        recipe = replace(default_recipe("tiny", 100, 2), weight_decay=0.02)
+        bench = open_bench(
+            workspace,
+            replace(chosen, domain="site" if chosen.domain == "ood1" else chosen.domain),
+            scale(recipe=recipe, adapt_iterations=40, adapt_rate=0.5, **changes),
+        )
+        labels = [method.label for method in bench.comparison.methods]
+        done = {label: Trained(None, 1, 1.0, f"code {label[0]}") for label in labels}  # type: ignore[arg-type]
+        restored = {label: Restoration(torch.zeros(1), by="code 1") for label in labels}
+        return facts(bench, done, restored)
+
+    return foot
+
+
+def test_foot_has_the_stages_of_each_row(feet: Callable[..., dict[str, str]]) -> None:
+    assert feet(table("table6", 1))["training"] == (
+        "MFdiff, external only: 100 iterations on phantom at 0.004 (warm-up 5);"
+        " MFdiff, internal only: 40 iterations on site at 0.004 (warm-up 2);"
+        " MFdiff, external + internal: 100 iterations on phantom at 0.004 (warm-up 5), then 40"
+        " iterations on site at 0.002 (warm-up 2)"
+    )
+    single = "CSRD, single stage / MFdiff, single stage: 140 iterations on site mixed with phantoms"
+    assert (
+        f"{single} at 0.004 (warm-up 5)"
+        in feet(replace(table("table7", 1), setting=""))["training"]
+    )
+
+
+def test_foot_says_what_rows_share_once_and_what_they_do_not_by_name(
+    feet: Callable[..., dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_plan, "MEAN_EVALUATIONS", 3)
+    foot = feet(table("table1", 8))
+    assert foot["training"] == "100 iterations on phantom at 0.004 (warm-up 5)"
+    assert (
+        "batch 2, AdamW (cosine rate, weight decay 0.02), averaged at 0.995"
+        in foot["all trainings"]
+    )
+    assert "EA-GAN / Hi-Net / CNCL: 0.5 and 0.999, as published" in foot["Adam's betas"]
+    assert foot["trained by"] == (
+        "M-UNet / MFdiff (paper) / MFdiff: code M; FB-SEM: code F; EA-GAN: code E; Hi-Net: code H;"
+        " CNCL / CSRD: code C"
+    )
+    assert foot["restored by"] == "code 1"
+    assert foot["samplers"].startswith(
+        "MFdiff (paper), mean of 8: dpmpp2m, 3 evaluations a sample; MFdiff (paper): ddpm, 20"
+    )
+    assert "phantoms" not in foot
+    assert feet(own(["m-unet"], "site", 1))["phantoms"]
+
+
+def test_other_scale_rows_or_data_have_a_folder_of_their_own(workspace: Workspace) -> None:
+    def folder(chosen: Comparison, **changes: Any) -> str:
+        return _name(open_bench(workspace, chosen, scale(**changes)))
+
+    chosen = own(["m-unet"], "phantom", 1)
+    recipe = replace(scale().recipe, ema=0.9)
+    assert folder(chosen) == folder(chosen)
+    assert folder(chosen).startswith("phantom-m-unet-tiny-2-")
+    others = [{"test_slices": 2}, {"seed": 1}, {"recipe": recipe}, {"adapt_rate": 0.5}]
+    names = {folder(chosen), *(folder(chosen, **changes) for changes in others)}
+    names |= {folder(own(["csrd"], "phantom", samples)) for samples in (1, 2)}
+    moved = open_bench(workspace, chosen, scale(), workspace.dataset("site"))
+    assert len(names | {_name(moved)}) == 8
+
+
+def test_rows_that_other_code_made_are_named(
+    workspace: Workspace, store: TrackingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = own(["m-unet", "munet"], "phantom", 1)
+    monkeypatch.setattr(compare_training, "code_fingerprint", lambda: "older")
+    compare(workspace, store, own(["m-unet"], "phantom", 1), scale())
+    monkeypatch.setattr(compare_training, "code_fingerprint", lambda: "newer")
+    page = compare(workspace, store, chosen, scale()).markdown
+    on = "on 1 CPU thread"
+    assert f"- trained by: M-UNet: older, {on}; MUNet: newer, {on}" in page
+    assert f"- restored by: M-UNet: older, {on}; MUNet: newer, {on}" in page
+
+
+def test_training_that_other_code_went_on_with_names_both(tmp_path: Path) -> None:
+    compare_training._Clock(tmp_path, 0, "older").save()
+    compare_training._Clock(tmp_path, 2, "newer").save()
+    compare_training._Clock(tmp_path, 3, "newer").save()
+    assert read_json(tmp_path / "clock.json")["by"] == ["older", "newer"]
+    compare_training._Clock(tmp_path, 0, "anew").save()
+    assert read_json(tmp_path / "clock.json")["by"] == ["anew"]
+
+
+def test_external_stage_on_the_test_subjects_is_refused(
+    workspace: Workspace, store: TrackingStore
+) -> None:
+    twin = Path(shutil.copytree(workspace.dataset("site"), workspace.root / "twin"))
+    split = json.loads((twin / "split.json").read_text())
+    names = split["test"][0]
+    split["test"][0], split["train"][0] = split["train"][0], split["test"][0]
+    (twin / "split.json").write_text(json.dumps(split))
+    chosen = own(["m-unet"], "site", 1)
+    with pytest.raises(DataError, match=rf"twin: trains on test subjects of .*site \({names}\)"):
+        compare(workspace, store, chosen, scale(), phantom=twin)
+    assert not (workspace.root / "comparisons").exists()
+
+
+def test_phantoms_of_another_size_are_refused_before_anything_is_done(
+    workspace: Workspace, store: TrackingStore
+) -> None:
+    manifest = workspace.dataset("phantom") / "manifest.json"
+    opened = open_bench(workspace, table("table7", 1), scale(), workspace.dataset("site"))
+    assert opened.phantom is not None
+    larger = replace(opened.phantom, manifest=replace(opened.phantom.manifest, image_size=64))
+    with pytest.raises(ConfigError, match="phantom: slices of 64x64 pixels, the model takes 32x32"):
+        replace(opened, phantom=larger).check()
+    assert manifest.is_file()
+
+
+@pytest.mark.parametrize("name", ["strategy", "freeze", "iterations", "l2sp", "nonsense"])
+def test_settings_that_a_comparison_decides_itself_are_refused(name: str, tmp_path: Path) -> None:
+    command = f"compare table1 --set {name}=1 --workspace {tmp_path}".split()
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, ConfigError)
+    assert f"--set {name}" in str(result.exception)
+    assert "settings are lr, warmup" in str(result.exception)
 
 
 def test_arms_of_tables_6_and_7_differ_in_their_stages_alone(

@@ -41,6 +41,41 @@ def test_an_empty_image_has_a_level() -> None:
     assert torch.isfinite(noise_level(to_diffusion(torch.zeros(2, 1, 16, 16)))).all()
 
 
+def test_an_even_image_has_no_detail_up_to_its_border() -> None:
+    even = noise_level(to_diffusion(torch.ones(1, 1, 16, 16)))
+    assert even.item() == pytest.approx(0.5 * math.log(1e-6), abs=1e-3)
+
+
+def test_level_is_taken_in_float32() -> None:
+    x = scan(0.4).bfloat16()
+    level = noise_level(x)
+    assert level.dtype == torch.float32
+    torch.testing.assert_close(level, noise_level(x.double().float()), rtol=0, atol=0)
+
+
+def test_a_level_beyond_reach_is_that_at_the_end_of_it() -> None:
+    """No gain is extrapolated to a post-filter or pixels that were never trained on."""
+    module = NoiseLevel(8)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    smooth, smoother = (to_diffusion(1 + sigma * noise) for sigma in (1e-2, 2e-3))
+    assert noise_level(smooth) - noise_level(smoother) > 0.5
+    torch.testing.assert_close(module(smooth), module(smoother))
+    assert not torch.allclose(module(smooth).gain, module(scan(0.8)).gain)
+
+
+def test_the_middle_level_is_nought_to_the_network() -> None:
+    module = NoiseLevel(8)
+    sigma = 0.5
+    levels = noise_level(torch.cat([scan(sigma * 2**step) for step in range(-6, 2)]))
+    nearest = int((levels + 2).abs().argmin())
+    seen: list[Tensor] = []
+    module.hidden.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    module(scan(sigma * 2 ** (nearest - 6)))
+    assert seen[0].item() == pytest.approx(levels[nearest].item() + 2.0)
+
+
 def test_an_untrained_network_is_not_changed_by_the_level() -> None:
     told = NoiseLevel(8)(torch.cat((scan(0.1), scan(0.8))))
     assert told.embedding.shape == (2, 32)

@@ -24,8 +24,8 @@ Folder = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--models",
     metavar="A,B",
-    help="Models of your choice instead of a table: mfdiff, m-unet, fb-sem, ea-gan, hi-net, cncl,"
-    " csrd, unet, munet, gmunet, dmunet, cmunet.",
+    help="Models of your choice instead of a table, the last of which is tested against the others:"
+    " mfdiff, m-unet, fb-sem, ea-gan, hi-net, cncl, csrd, unet, munet, gmunet, dmunet, cmunet.",
 )
 @click.option("--domain", help="With --models: where to compare.  [default: phantom]")
 @click.option("--data", type=Folder, help="Its dataset folder.  [default: WORKSPACE/data/DOMAIN]")
@@ -100,20 +100,19 @@ def command(
 
     Every row is trained with the same data, iterations, learning rate and batch size. What is
     trained or restored already is taken as it is, so the same command again resumes. Written are
-    table.md, .csv, .tex and .json and figures. Settings are those of a recipe, such as lr,
-    schedule, warmup or ema; below base the stage after the phantoms takes half the lr.
+    table.md, .csv, .tex and .json and figures. Settings are lr, warmup, schedule, weight_decay,
+    layer_decay, ema and augment; below base the stage after the phantoms takes half the lr.
 
     \b
     Examples:
       mfdiff-platform compare table1 --preset small --iterations 1000
       mfdiff-platform compare table2 --preset base
-      mfdiff-platform compare --models mfdiff,m-unet --domain leeds --set lr=5e-4
+      mfdiff-platform compare --models m-unet,mfdiff --domain leeds --set lr=5e-4
     """
     if (table is None) == (models is None):
         raise click.UsageError("give either a table, such as table1, or --models A,B")
     if table is not None and domain is not None:
         raise click.UsageError("--domain goes with --models; a table has its own")
-    from mfdiff_core.config import override
     from mfdiff_core.networks.presets import NETWORK_PRESETS
     from mfdiff_platform import compare_plan
     from mfdiff_platform.compare import compare
@@ -122,7 +121,7 @@ def command(
     if preset not in NETWORK_PRESETS:
         raise click.UsageError(f"--preset must be one of {', '.join(NETWORK_PRESETS)}")
     chosen = (
-        compare_plan.own((models or "").split(","), domain or compare_plan.PHANTOM, samples)
+        compare_plan.own(_names(models or ""), domain or compare_plan.PHANTOM, samples)
         if table is None
         else compare_plan.table(table, samples)
     )
@@ -130,7 +129,7 @@ def command(
     recipe = compare_plan.default_recipe(preset, iterations, batch_size)
     scale = compare_plan.CompareScale(
         size=preset,
-        recipe=override(recipe, parse_settings(settings)),
+        recipe=compare_plan.with_settings(recipe, parse_settings(settings)),
         adapt_iterations=adapt_iterations or max(1, 2 * iterations // 5),
         adapt_rate=compare_plan.default_adapt_rate(preset),
         samples=samples,
@@ -150,3 +149,7 @@ def command(
     )
     values = {"folder": str(done.folder), "table": str(done.folder / "table.json")}
     print_result(values, f"{done.markdown}\n{done.folder}", as_json)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
