@@ -34,7 +34,13 @@ from mfdiff_core.training.optim import OptimConfig
 from mfdiff_core.training.strategies import start_training
 
 PRESET = preset("quick")
-BY_SQUARES = replace(PRESET.diffusion, clip_in_loss=False, ssim_weight=0.0, noise_aware=False)
+BY_SQUARES = replace(
+    PRESET.diffusion,
+    clip_in_loss=False,
+    ssim_weight=0.0,
+    noise_aware=False,
+    activity_scaled=False,
+)
 """As the presets have it, with the loss of the other targets and without the noise level."""
 TARGETS = {
     "x0 residual (presets)": BY_SQUARES,

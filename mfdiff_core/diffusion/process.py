@@ -20,6 +20,8 @@ from mfdiff_core.similarity import ssim
 
 Target = Literal["eps", "v", "x0"]
 Variance = Literal["posterior", "beta"]
+_LEAST_ACTIVITY = 1e-4
+"""Added to the activity that a residual is scaled by: nowhere is a correction out of reach."""
 
 
 def to_diffusion(x: Tensor) -> Tensor:
@@ -49,6 +51,10 @@ class DiffusionConfig:
             a second channel: the share of what the filter took away that is put back, one number
             all over an image. How much of a scan's detail is noise differs from one protocol to
             the next.
+        activity_scaled: with ``residual``, corrections count in units of twice the square root of
+            the activity of what they are added to, as the noise of counts grows: the same output
+            means the most where the image is bright and next to nothing outside the head. The
+            unit is 1 at a quarter of the range.
         output_scale: with target "x0", the network predicts its target divided by this. A
             residual is a tenth of an image; unscaled, its gradients are so small that training
             stalls at the low-dose image.
@@ -71,6 +77,7 @@ class DiffusionConfig:
     residual: bool = False
     smoothing_px: float = 0.0
     noise_aware: bool = False
+    activity_scaled: bool = False
     output_scale: float = 1.0
     clip_in_loss: bool = False
     ssim_weight: float = 0.0
@@ -96,6 +103,8 @@ class DiffusionConfig:
             raise ValueError(
                 f"noise_aware=True needs smoothing_px above 0, got {self.smoothing_px=}"
             )
+        if self.activity_scaled and not self.residual:
+            raise ValueError("activity_scaled=True needs residual=True")
         if self.output_scale <= 0.0 or (self.output_scale != 1.0 and self.target != "x0"):
             raise ValueError(
                 "output_scale must be positive, and 1 unless target='x0', "
@@ -158,8 +167,10 @@ class DiffusionProcess:
         if self.config.target == "eps":
             return eps
         if self.config.target == "x0":
-            x_0 = x_0 - self._base(x_p) if self.config.residual else x_0
-            return x_0 / self.config.output_scale
+            if not self.config.residual:
+                return x_0 / self.config.output_scale
+            base = self._base(x_p)
+            return (x_0 - base) / self._unit(base)
         signal, noise = self._factors(t)
         return signal * eps - noise * x_0
 
@@ -173,7 +184,8 @@ class DiffusionProcess:
             ValueError: SSIM counts, and images are smaller than its window.
         """
         output, config = output.float(), self.config
-        if not (config.clip_in_loss or config.noise_aware or config.ssim_weight):
+        of_estimate = config.clip_in_loss or config.noise_aware or config.activity_scaled
+        if not (of_estimate or config.ssim_weight):
             return F.mse_loss(output, self.target(x_0, t, eps, x_p).float())
         estimate, x_0 = self._estimate(output, x_p).float(), x_0.float()
         if config.clip_in_loss and config.clip is not None:
@@ -218,13 +230,20 @@ class DiffusionProcess:
 
     def _estimate(self, output: Tensor, x_p: Tensor) -> Tensor:
         """Estimate of x_0 from an output of target "x0", not clipped."""
-        x_0 = output[:, :1] * self.config.output_scale
         if not self.config.residual:
-            return x_0
+            return output * self.config.output_scale
         base = self._base(x_p)
+        x_0 = base + output[:, :1] * self._unit(base)
         if self.config.noise_aware:
             x_0 = x_0 + output[:, 1:] * (x_p - base)
-        return x_0 + base
+        return x_0
+
+    def _unit(self, base: Tensor) -> Tensor | float:
+        """What a residual counts in: the output scale, with the square root of the activity."""
+        if not self.config.activity_scaled:
+            return self.config.output_scale
+        activity = from_diffusion(base).clamp_min(0.0) + _LEAST_ACTIVITY
+        return 2.0 * self.config.output_scale * activity.sqrt()
 
     def _base(self, x_p: Tensor) -> Tensor:
         """What a residual is added to: x_p, filtered by ``smoothing_px``."""

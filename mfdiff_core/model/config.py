@@ -76,6 +76,7 @@ _FEW_STEPS = {
         residual=True,
         smoothing_px=0.9,
         noise_aware=True,
+        activity_scaled=True,
         output_scale=0.1,
         clip_in_loss=True,
         ssim_weight=0.3,

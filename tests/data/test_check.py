@@ -200,11 +200,11 @@ def test_test_subjects_that_another_dataset_learns_from_are_named(
     tested = open_dataset(dataset_folder)
     (stranger,) = tested.split.subjects("test")
     assert shared_subjects(tested, tested) == []
-    (twin,) = (open_dataset(make_dataset(tmp_path / "twin")),)
+    twin = open_dataset(make_dataset(tmp_path / "twin"))
+    others = tuple(name for name in tested.manifest.subjects if name != stranger)
+    parts = {"train": others[:2], "validation": others[2:3], "test": others[3:]}
     for part in ("train", "validation", "test"):
-        others = [name for name in tested.manifest.subjects if name != stranger]
-        parts = {"train": others[:2], "validation": others[2:3], "test": others[3:]}
-        split = Split(**{**parts, part: [*parts[part], stranger]})
+        split = Split(**{**parts, part: (*parts[part], stranger)})
         found = shared_subjects(tested, replace(twin, split=split))
         assert found == ([] if part == "test" else [stranger])
 

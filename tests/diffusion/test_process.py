@@ -122,6 +122,33 @@ def test_a_noise_aware_network_puts_back_as_much_of_the_detail_as_it_says() -> N
         torch.testing.assert_close(estimate(residual, gain), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("activity", "unit"), [(0.25, 1.0), (1.0, 2.0), (0.04, 0.4), (0.0, 0.02), (-0.5, 0.02)]
+)
+def test_a_correction_grows_with_the_square_root_of_the_activity(
+    activity: float, unit: float
+) -> None:
+    p = process(target="x0", residual=True, activity_scaled=True, output_scale=0.1)
+    x_p = to_diffusion(torch.full((1, 1, 4, 4), activity))
+    estimate = p.predict_x0(torch.full_like(x_p, 3.0), x_p, torch.tensor([500]), x_p)
+    torch.testing.assert_close(estimate, x_p + 0.3 * unit, atol=2e-3, rtol=0)
+
+
+def test_a_perfect_activity_scaled_output_returns_x_0() -> None:
+    x_0, eps, x_p = (x.double() for x in images())
+    p = process(target="x0", residual=True, activity_scaled=True, output_scale=0.1)
+    estimate = p.predict_x0(p.target(x_0, STEPS, eps, x_p), eps, STEPS, x_p)
+    torch.testing.assert_close(estimate, x_0)
+
+
+def test_an_activity_scaled_error_is_no_smaller_where_it_is_dark() -> None:
+    """The loss is that of the image, not of the network's output."""
+    x_0 = to_diffusion(torch.tensor([[[[0.0, 0.25, 1.0]]]]))
+    p = process(target="x0", residual=True, activity_scaled=True, output_scale=0.5)
+    output = p.target(x_0 + 0.2, STEPS[:1], x_0, x_0)
+    assert p.loss(output, x_0, STEPS[:1], x_0, x_0).item() == pytest.approx((0.2 / 0.5) ** 2)
+
+
 def test_gain_of_detail_is_trained_by_the_squared_error_of_the_estimate() -> None:
     x_0, eps, x_p = images()
     p = process(target="x0", residual=True, smoothing_px=0.9, noise_aware=True, output_scale=0.5)
@@ -268,6 +295,7 @@ def test_intensities_and_diffusion_units_are_inverse() -> None:
         ({"beta_end": 1.0}, "beta_end=1.0"),
         ({"beta_start": 0.03}, "beta_start=0.03, beta_end=0.02"),
         ({"residual": True}, "residual=True needs target='x0', got target='eps'"),
+        ({"target": "x0", "activity_scaled": True}, "activity_scaled=True needs residual=True"),
         ({"smoothing_px": 0.9}, "smoothing_px=0.9, residual=False"),
         ({"target": "x0", "output_scale": 0.0}, "output_scale=0.0"),
         ({"output_scale": 0.1}, "output_scale=0.1, target='eps'"),

@@ -426,7 +426,12 @@ def test_other_scale_rows_or_data_have_a_folder_of_their_own(workspace: Workspac
     recipe = replace(scale().recipe, ema=0.9)
     assert folder(chosen) == folder(chosen)
     assert folder(chosen).startswith("phantom-m-unet-tiny-2-")
-    others = [{"test_slices": 2}, {"seed": 1}, {"recipe": recipe}, {"adapt_rate": 0.5}]
+    others: list[dict[str, Any]] = [
+        {"test_slices": 2},
+        {"seed": 1},
+        {"recipe": recipe},
+        {"adapt_rate": 0.5},
+    ]
     names = {folder(chosen), *(folder(chosen, **changes) for changes in others)}
     names |= {folder(own(["csrd"], "phantom", samples)) for samples in (1, 2)}
     moved = open_bench(workspace, chosen, scale(), workspace.dataset("site"))
