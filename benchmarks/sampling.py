@@ -41,7 +41,8 @@ BY_SQUARES = replace(
     noise_aware=False,
     activity_scaled=False,
 )
-"""As the presets have it, with the loss of the other targets and without the noise level."""
+"""As the presets have it, with the loss of the other targets, without the noise level and with one
+unit of correction everywhere."""
 TARGETS = {
     "x0 residual (presets)": BY_SQUARES,
     "x0": DiffusionConfig(target="x0"),

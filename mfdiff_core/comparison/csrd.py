@@ -88,6 +88,11 @@ class CSRDConfig(SystemConfig):
         super().__post_init__()
 
     @property
+    def sampler_text(self) -> str:
+        """The sampler in words, for the foot of a table."""
+        return f"Heun's method, {2 * self.num_steps - 1} evaluations a sample"
+
+    @property
     def size_factor(self) -> int:
         """Heights and widths that can be restored are multiples of this."""
         return self.patch_size << (len(self.unet.multipliers) - 1)

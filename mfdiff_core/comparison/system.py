@@ -47,6 +47,11 @@ class SystemConfig(ABC):
             )
 
     @property
+    def sampler_text(self) -> str:
+        """The sampler in words, for the foot of a table; empty where one pass gives the result."""
+        return ""
+
+    @property
     @abstractmethod
     def size_factor(self) -> int:
         """Heights and widths that can be restored are multiples of this."""

@@ -177,8 +177,8 @@ class DiffusionProcess:
     def loss(self, output: Tensor, x_0: Tensor, t: Tensor, eps: Tensor, x_p: Tensor) -> Tensor:
         """Mean squared error of the target, Eq. (9), in float32; a scalar.
 
-        With target "x0" it may be that of the clipped estimate, and SSIM may count beside it; see
-        `DiffusionConfig`.
+        With target "x0" it may be that of the clipped estimate, SSIM may count beside it, and with
+        ``activity_scaled`` it is that of the image, not of the output; see `DiffusionConfig`.
 
         Raises:
             ValueError: SSIM counts, and images are smaller than its window.

@@ -108,10 +108,12 @@ def _method_row(
     subjects = list(estimate.per_subject.values())
     beneath = [row + 0.27] * len(subjects)
     axes.plot(subjects, beneath, "o", ms=2.6, mfc=colour, mec="none", alpha=0.4)
-    axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=1.8)
-    axes.plot(estimate.mean, row, "o", ms=5, mfc=colour, mec="white", mew=0.8)
     digits = _digits(metric)
-    text = f"{estimate.mean:.{digits}f}  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    text = f"{estimate.mean:.{digits}f}"
+    if len(subjects) > 1:  # the choice of one subject's slices is no interval over subjects
+        axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=1.8)
+        text += f"  [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    axes.plot(estimate.mean, row, "o", ms=5, mfc=colour, mec="white", mew=0.8)
     axes.text(
         1.02, row, text, transform=axes.get_yaxis_transform(), size=SMALL_PT, color=colour,
         va="center",

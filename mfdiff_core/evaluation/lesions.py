@@ -1,9 +1,9 @@
 """Are lesions of the PET still there, and does the MR put some in that are not? (Fig. 3)
 
 A lesion seen only in the PET is what a network that trusts the MR loses; a lesion seen only in
-the MR is what such a network brings into the PET. Both are judged by local contrast: mean of the
-lesion over mean of a ring around it, minus one, restored against SPET. Every lesion counts in
-each slice that shows it, by itself.
+the MR is what such a network brings into the PET. Both are judged by local contrast: how far the
+mean of the lesion is from that of a ring around it, as a share of the latter, restored against
+SPET. Every lesion counts in each slice that shows it, by itself.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ INVENTED_ABOVE = 0.2
 """Contrast beyond the SPET's above which an MR-only structure counts as brought into the PET."""
 NULL_SPREADS = 2.0
 """The same, in standard deviations of what happens where neither image has a lesion."""
+_DARKEST = 0.25
+"""Share of the SPET's surroundings that a contrast is at least taken against: where a restoration
+wipes them out, a structure on black is a structure, but of no infinite contrast."""
 _GAP, _RING = 1, 4  # pixels around a lesion: left out, then taken as its background
 
 
@@ -190,23 +193,21 @@ def _score(
     ring = binary_dilation(near, iterations=_RING) & ~near & ~occupied & (x_s[row] > 0)
     if not ring.any():
         return None
+    least = _DARKEST * float(x_s[row][ring].mean(dtype=np.float64))
     return LesionScore(
         kind=kind,
         subject=subject,
         row=row,
         num_pixels=int(lesion.sum()),
-        contrast=_contrast(restored[row], lesion, ring),
-        true_contrast=_contrast(x_s[row], lesion, ring),
+        contrast=_contrast(restored[row], lesion, ring, least),
+        true_contrast=_contrast(x_s[row], lesion, ring, least),
     )
 
 
-def _contrast(image: Images, lesion: Mask, ring: Mask) -> float:
-    """Mean of the lesion over that of the ring, minus one; 0 where the ring has no activity.
-
-    A restoration that wipes out a lesion's surroundings does not show the lesion either.
-    """
-    around = float(image[ring].mean(dtype=np.float64))
-    return float(image[lesion].mean(dtype=np.float64)) / around - 1 if around > 0 else 0.0
+def _contrast(image: Images, lesion: Mask, ring: Mask, least: float) -> float:
+    """Difference of lesion and ring over the ring, or over ``least`` if that is more."""
+    inside, around = (float(image[mask].mean(dtype=np.float64)) for mask in (lesion, ring))
+    return (inside - around) / max(around, least)
 
 
 def _mean(values: Sequence[float]) -> float:

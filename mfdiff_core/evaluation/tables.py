@@ -60,7 +60,7 @@ class Table:
 
     Attributes:
         name, title: of the table.
-        rows: in the order shown; the last is what the others are tested against.
+        rows: in the order shown; the last is the one that is tested against the others.
         left_out: reason by method.
         facts: what was done, by name: data, iterations, seed.
         seed: of the bootstraps.
@@ -227,7 +227,7 @@ def _percent(share: float) -> str:
 
 
 def _test_lines(table: Table) -> list[str]:
-    cells = [["Setting", "Compared with", "difference of PSNR (dB)", "95 % interval", "p"]]
+    cells = [["Setting", "Compared with", "difference of PSNR (dB)", "interval", "p"]]
     reasons: set[str] = set()
     for (setting, method), result in paired(table).items():
         p = "–" if result.p_value is None else f"{result.p_value:.3g}"
@@ -237,7 +237,9 @@ def _test_lines(table: Table) -> list[str]:
     if len(cells) == 1:
         return []
     head = f"## {table.rows[-1].method} minus each other method, subject by subject"
-    notes = [f"No test: {reason}." for reason in sorted(reasons)]
+    covered = coverage(table.rows[-1].score.quantitative["psnr"].num_subjects)
+    notes = [f"Intervals of so few subjects cover {covered}."] if covered else []
+    notes += [f"No test: {reason}." for reason in sorted(reasons)]
     test = (
         "p is of the exact two-sided Wilcoxon signed-rank test over subjects, each by itself: not"
         " corrected for the number of methods."

@@ -50,6 +50,11 @@ class ModelConfig:
         return self.diffusion.loss_text
 
     @property
+    def sampler_text(self) -> str:
+        """The sampler in words, for the foot of a table."""
+        return f"{self.sampler.name}, {self.sampler.num_evaluations} evaluations a sample"
+
+    @property
     def image_size(self) -> int:
         """H = W of the training slices in pixels."""
         return self.network.image_size

@@ -66,7 +66,8 @@ def compare(
             one, None takes as many as there are GPUs, or CPU cores.
 
     Raises:
-        DataError: a dataset is missing or damaged, or has no such setting.
+        DataError: a dataset is missing or damaged, has no such setting, or the external stage
+            trains on test subjects.
         ConfigError: slices and networks do not fit, or phantoms are missing.
         TrainingError: a training diverged.
         ResourceError: Ray does not start, or lost a worker again and again.
@@ -91,11 +92,14 @@ def compare(
 
 
 def _name(bench: Bench) -> str:
-    """Of the folder: another scale, other rows or other data have another."""
+    """Of the folder: another scale, other rows, data or test subjects have another."""
     comparison, scale = bench.comparison, bench.scale
-    datasets = [dataset.manifest.fingerprint for dataset in bench.datasets]
-    rows = [method.label for method in comparison.methods]
-    digest = sha256_text(json.dumps([to_dict(scale), rows, datasets], sort_keys=True))
+    rows = [
+        [row.label, bench.arm(row).fingerprint, to_dict(row.restoring(scale.size))]
+        for row in comparison.methods
+    ]
+    tested = [bench.domain.manifest.fingerprint, *(info.key for info in bench.test.infos)]
+    digest = sha256_text(json.dumps([to_dict(scale), rows, tested], sort_keys=True))
     return f"{comparison.name}-{scale.size}-{scale.recipe.iterations}-{digest[:6]}"
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from mfdiff_core.model import ModelConfig, build_model
 from mfdiff_platform.code_state import code_fingerprint
 from mfdiff_platform.compare_bench import Bench
-from mfdiff_platform.compare_plan import Method
 from mfdiff_platform.compare_restoration import Restoration
 from mfdiff_platform.compare_training import VALIDATION_SLICES, VALIDATIONS, Arm, Trained
 from mfdiff_platform.pretrain_request import fast_sampler
@@ -91,21 +90,14 @@ def _choice(rows: Mapping[str, Arm]) -> str:
         and (fast := fast_sampler(arm.model)) != arm.model.sampler
     ]
     return (
-        f"of each stage those of the best of {VALIDATIONS} validations, half-way and at the end,"
+        f"of each stage those of the better of {VALIDATIONS} validations, half-way and at the end,"
         f" by PSNR on at most {VALIDATION_SLICES} slices of each setting"
         f"{''.join(f'; {text}' for text in other)}"
     )
 
 
 def _samplers(bench: Bench) -> str:
-    return "; ".join(
-        f"{method.label}: {_sampler(method, bench.scale.size)}"
-        for method in bench.comparison.methods
-        if isinstance(method.config(bench.scale.size), ModelConfig)
-    )
-
-
-def _sampler(method: Method, size: str) -> str:
-    config = method.restoring(size)
-    assert isinstance(config, ModelConfig)
-    return f"{config.sampler.name}, {config.sampler.num_evaluations} evaluations a sample"
+    """Of the rows that sample; empty where none does."""
+    rows = {m.label: m.restoring(bench.scale.size) for m in bench.comparison.methods}
+    found = {label: config.sampler_text for label, config in rows.items() if config.sampler_text}
+    return grouped(found) if found else ""

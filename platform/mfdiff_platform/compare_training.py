@@ -93,7 +93,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trained:
-    """A bundle, what its stages took in all, and which code on which machine did it."""
+    """A bundle, what its stages took in all, and by which code it was trained."""
 
     bundle: Bundle
     iterations: int
@@ -130,11 +130,12 @@ def trained(arm: Arm, models: Path) -> Trained:
 
 
 def maker(device: torch.device) -> str:
-    """Which code works here on what: the same results come of the same of both."""
+    """Which code works here, with which torch and on what; another CPU changes the last digits."""
+    code = f"{code_fingerprint()}, torch {torch.__version__}"
     if device.type == "cuda":
-        return f"{code_fingerprint()}, on {torch.cuda.get_device_name(device)}"
+        return f"{code} on {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
-    return f"{code_fingerprint()}, on {threads} CPU thread{'s' * (threads > 1)}"
+    return f"{code} on {threads} CPU thread{'s' * (threads > 1)}"
 
 
 def find_trained(arm: Arm, models: Path) -> Bundle | None:
@@ -177,7 +178,7 @@ def _events(arm: Arm, state: TrainState, device: torch.device) -> Iterator[Event
         optim=arm.recipe.optim(),
         seed=arm.seed,
         precision=arm.precision,
-        validate_every=max(1, iterations // VALIDATIONS),
+        validate_every=-(-iterations // VALIDATIONS),
         snapshot_every=max(1, iterations // CHECKPOINTS),
     )
     return train(state, _stream(arm, device), config, validate=validate)
@@ -212,9 +213,10 @@ class _Clock:
 
     def __init__(self, folder: Path, step: int, by: str) -> None:
         self._path = folder / CLOCK
-        resumed = step > 0 and self._path.is_file()
-        before: dict[str, Any] = {"training_s": 0.0, "by": []}
-        if resumed:
+        before: dict[str, Any] = {"training_s": 0.0}
+        if step == 0:
+            before["by"] = []
+        elif self._path.is_file():
             before = read_json(self._path)
         self._before: float = before["training_s"]
         self._by: list[str] = [*before.get("by", [UNKNOWN]), by]

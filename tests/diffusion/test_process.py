@@ -134,6 +134,17 @@ def test_a_correction_grows_with_the_square_root_of_the_activity(
     torch.testing.assert_close(estimate, x_p + 0.3 * unit, atol=2e-3, rtol=0)
 
 
+def test_activity_is_that_of_the_filtered_lpet() -> None:
+    x_p = to_diffusion(torch.rand(1, 1, 12, 9, generator=generator(0)))
+    p = process(target="x0", residual=True, smoothing_px=0.9, activity_scaled=True)
+    estimate = p.predict_x0(torch.full_like(x_p, 0.5), x_p, torch.tensor([500]), x_p)
+    filtered = torch.tensor(gaussian_filter(x_p[0, 0].numpy(), 0.9, mode="nearest", radius=3))
+    expected = filtered + from_diffusion(filtered).sqrt()
+    torch.testing.assert_close(estimate[0, 0], expected, atol=1e-3, rtol=0)
+    output = p.target(estimate, STEPS[:1], x_p, x_p)
+    torch.testing.assert_close(output, torch.full_like(x_p, 0.5), atol=1e-5, rtol=0)
+
+
 def test_a_perfect_activity_scaled_output_returns_x_0() -> None:
     x_0, eps, x_p = (x.double() for x in images())
     p = process(target="x0", residual=True, activity_scaled=True, output_scale=0.1)

@@ -73,15 +73,15 @@ def test_lesion_with_less_than_half_its_contrast_is_lost(
     assert (found.num_pet_only, found.lost_share) == (1, lost_share)
 
 
-@pytest.mark.parametrize("wiped", ["surroundings", "everything"])
-def test_lesion_whose_surroundings_are_wiped_out_is_lost(
-    lesions: Images, x_s: Images, wiped: str
+@pytest.mark.parametrize(("wiped", "lost_share"), [("surroundings", 0.0), ("everything", 1.0)])
+def test_every_method_is_judged_by_the_same_lesions_whatever_it_wipes_out(
+    lesions: Images, x_s: Images, wiped: str, lost_share: float
 ) -> None:
     restored = np.where(PET_SPOT, x_s, 0) if wiped == "surroundings" else np.zeros_like(x_s)
     found = summarise_lesions(score_lesions(restored, x_s, lesions, ["a"]))
     assert found is not None
-    assert (found.num_pet_only, found.lost_share) == (1, 1.0)
-    assert (found.num_both, found.num_mr_only) == (1, 1)  # as many as for any other method
+    assert (found.num_pet_only, found.lost_share) == (1, lost_share)
+    assert (found.num_both, found.num_mr_only) == (1, 1)
 
 
 @pytest.mark.parametrize(("brought", "share"), [(0.0, 0.0), (0.15, 0.0), (0.3, 1.0), (-0.3, 1.0)])
@@ -109,6 +109,25 @@ def test_noise_where_there_is_no_lesion_raises_the_threshold() -> None:
     assert found.threshold == pytest.approx(2 * math.sqrt(np.mean(np.square(null))))
     assert found.threshold > INVENTED_ABOVE
     assert found.invented_share <= 0.2
+
+
+@pytest.mark.parametrize(("lesion", "invented"), [(BACKGROUND, 1.0), (0.0, 0.0)])
+def test_structure_of_the_mr_on_black_is_invented_and_black_alone_is_not(
+    lesions: Images, x_s: Images, lesion: float, invented: float
+) -> None:
+    for around in (0.0, 1e-9):
+        restored = np.where(MR_SPOT | PET_SPOT, lesion, around)[None]
+        found = summarise_lesions(score_lesions(restored, x_s, lesions, ["a"]))
+        assert found is not None
+        assert found.invented_share == invented
+        assert abs(found.mean_recovery) < 10  # no single ring decides the mean of a table
+
+
+def test_the_spet_alone_says_where_there_is_no_activity() -> None:
+    lesions = np.zeros((2, SIZE, SIZE), dtype=np.uint8)
+    lesions[:, MR_SPOT] = MR_LESION
+    x_s = np.concatenate((flat(), 100 * flat()))  # each slice by its own maximum
+    assert len(null_excesses(np.zeros_like(x_s), x_s, lesions)) == 2
 
 
 def test_mirror_image_that_meets_a_lesion_is_no_null(x_s: Images, lesions: Images) -> None:

@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event as Flag
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -23,9 +24,9 @@ from mfdiff_core.comparison.fb_sem import FBSEMConfig
 from mfdiff_core.config import override
 from mfdiff_core.data.batches import Batch, BatchStream
 from mfdiff_core.errors import ConfigError, DataError
-from mfdiff_core.files import read_json
+from mfdiff_core.files import read_json, write_json
 from mfdiff_core.model import MODELS, ModelConfig, RestorationModel, preset
-from mfdiff_core.training.loop import train
+from mfdiff_core.training.loop import Event, Validated, train
 from mfdiff_core.training.state import TrainState
 from mfdiff_core.training.strategies import Recipe, Strategy, start
 from mfdiff_platform import (
@@ -55,6 +56,7 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import Workspace
 
 MakeDataset = Callable[..., Path]
+TORCH = f"torch {torch.__version__} on 1 CPU thread"
 COSTS = ("training_s", "slice_s")
 EVALUATIONS = {
     **{"LPET": "", "LPET, Gaussian": "", "LPET, non-local means": ""},
@@ -211,7 +213,7 @@ def test_a_row_whose_worker_is_killed_goes_on_from_its_checkpoint(
     left: set[int] = set()
     after: set[int] = set()
     killed: list[int] = []
-    ended = Event()
+    ended = Flag()
 
     def checkpoints() -> set[int]:
         found = fresh.root.glob("comparisons/models/m-unet-*/checkpoints/step_*")
@@ -264,7 +266,7 @@ def test_second_command_waits_for_a_training_of_the_first(
     bench.carry_out(chosen.methods[0])
     folder = bench.arm(chosen.methods[0]).folder(workspace.comparison("models"))
     monkeypatch.setattr(compare_training, "train", lambda *_, **__: pytest.fail("trained twice"))
-    done = Event()
+    done = Flag()
 
     def second() -> None:
         bench.carry_out(chosen.methods[0])
@@ -362,6 +364,25 @@ def test_second_stage_begins_with_the_weights_of_the_first(
     torch.testing.assert_close(dict(begun[1]), first.weights(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("iterations", "steps"), [(1, [1]), (4, [2, 4]), (5, [3, 5])])
+def test_a_training_is_validated_half_way_and_at_the_end(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, iterations: int, steps: list[int]
+) -> None:
+    validated: list[int] = []
+
+    def watched(state: Any, *args: Any, **settings: Any) -> Iterator[Event]:
+        for event in train(state, *args, **settings):
+            if isinstance(event, Validated):
+                validated.append(state.step)
+            yield event
+
+    monkeypatch.setattr(compare_training, "train", watched)
+    recipe = replace(scale().recipe, iterations=iterations)
+    bench = open_bench(workspace, own(["m-unet"], "phantom", 1), scale(recipe=recipe))
+    bench.carry_out(bench.comparison.methods[0])
+    assert validated == steps
+
+
 @pytest.fixture
 def feet(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
     """Foot of a table whose rows were never trained."""
@@ -411,11 +432,17 @@ def test_foot_says_what_rows_share_once_and_what_they_do_not_by_name(
         " CNCL / CSRD: code C"
     )
     assert foot["restored by"] == "code 1"
+    assert foot["weights kept"] == (
+        "of each stage those of the better of 2 validations, half-way and at the end, by PSNR on at"
+        " most 8 slices of each setting; MFdiff (paper) by dpmpp2m in 10 evaluations"
+    )
     assert foot["samplers"].startswith(
+        "CSRD, mean of 8 / CSRD: Heun's method, 5 evaluations a sample;"
+        " "
         "MFdiff (paper), mean of 8: dpmpp2m, 3 evaluations a sample; MFdiff (paper): ddpm, 20"
     )
     assert "phantoms" not in foot
-    assert feet(own(["m-unet"], "site", 1))["phantoms"]
+    assert "samplers" not in feet(own(["m-unet"], "phantom", 1))
 
 
 def test_other_scale_rows_or_data_have_a_folder_of_their_own(workspace: Workspace) -> None:
@@ -435,7 +462,12 @@ def test_other_scale_rows_or_data_have_a_folder_of_their_own(workspace: Workspac
     names = {folder(chosen), *(folder(chosen, **changes) for changes in others)}
     names |= {folder(own(["csrd"], "phantom", samples)) for samples in (1, 2)}
     moved = open_bench(workspace, chosen, scale(), workspace.dataset("site"))
-    assert len(names | {_name(moved)}) == 8
+    names.add(_name(moved))
+    split = workspace.dataset("phantom") / "split.json"
+    parts = json.loads(split.read_text())
+    parts["test"], parts["validation"] = parts["validation"], parts["test"]
+    split.write_text(json.dumps(parts))
+    assert len(names | {folder(chosen)}) == 9
 
 
 def test_rows_that_other_code_made_are_named(
@@ -446,12 +478,33 @@ def test_rows_that_other_code_made_are_named(
     compare(workspace, store, own(["m-unet"], "phantom", 1), scale())
     monkeypatch.setattr(compare_training, "code_fingerprint", lambda: "newer")
     page = compare(workspace, store, chosen, scale()).markdown
-    on = "on 1 CPU thread"
-    assert f"- trained by: M-UNet: older, {on}; MUNet: newer, {on}" in page
-    assert f"- restored by: M-UNet: older, {on}; MUNet: newer, {on}" in page
+    assert f"- trained by: M-UNet: older, {TORCH}; MUNet: newer, {TORCH}" in page
+    assert f"- restored by: M-UNet: older, {TORCH}; MUNet: newer, {TORCH}" in page
+
+
+def test_both_stages_say_which_code_trained_them_and_caches_of_before_that_none_did(
+    workspace: Workspace, store: TrackingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = own(["m-unet"], "site", 1)
+    bench = open_bench(workspace, chosen, scale())
+    parent = bench.arm(chosen.methods[0]).parent
+    assert parent is not None
+    monkeypatch.setattr(compare_training, "code_fingerprint", lambda: "older")
+    compare_training.trained(parent, workspace.comparison("models"))
+    monkeypatch.setattr(compare_training, "code_fingerprint", lambda: "newer")
+    page = compare(workspace, store, chosen, scale()).markdown
+    assert f"- trained by: older, {TORCH}, then newer, {TORCH}\n" in page
+    for name in ("clock.json", "facts.json"):
+        for path in (workspace.root / "comparisons").rglob(name):
+            write_json(path, {k: v for k, v in read_json(path).items() if k != "by"})
+    page = compare(workspace, store, chosen, scale()).markdown
+    assert "- trained by: code that was not noted\n" in page
+    assert "- restored by: code that was not noted\n" in page
 
 
 def test_training_that_other_code_went_on_with_names_both(tmp_path: Path) -> None:
+    compare_training._Clock(tmp_path, 2, "newer").save()  # a checkpoint whose clock was lost
+    assert read_json(tmp_path / "clock.json")["by"] == ["code that was not noted", "newer"]
     compare_training._Clock(tmp_path, 0, "older").save()
     compare_training._Clock(tmp_path, 2, "newer").save()
     compare_training._Clock(tmp_path, 3, "newer").save()
@@ -474,16 +527,12 @@ def test_external_stage_on_the_test_subjects_is_refused(
     assert not (workspace.root / "comparisons").exists()
 
 
-def test_phantoms_of_another_size_are_refused_before_anything_is_done(
-    workspace: Workspace, store: TrackingStore
-) -> None:
-    manifest = workspace.dataset("phantom") / "manifest.json"
+def test_phantoms_of_another_size_are_refused(workspace: Workspace) -> None:
     opened = open_bench(workspace, table("table7", 1), scale(), workspace.dataset("site"))
     assert opened.phantom is not None
     larger = replace(opened.phantom, manifest=replace(opened.phantom.manifest, image_size=64))
     with pytest.raises(ConfigError, match="phantom: slices of 64x64 pixels, the model takes 32x32"):
         replace(opened, phantom=larger).check()
-    assert manifest.is_file()
 
 
 @pytest.mark.parametrize("name", ["strategy", "freeze", "iterations", "l2sp", "nonsense"])
@@ -594,7 +643,7 @@ def test_a_long_list_of_models_still_names_a_folder(tmp_path: Path) -> None:
     everything = own([name for name in MODELS if name != "fb-sem"], "phantom", 1)
     fewer = own([name for name in MODELS if name not in ("fb-sem", "unet")], "phantom", 1)
     assert everything.name != fewer.name
-    assert Workspace(tmp_path).comparison(f"{everything.name}-small-50000-seed12")
+    assert Workspace(tmp_path).comparison(f"{everything.name}-small-50000-0123ab")
 
 
 @pytest.mark.parametrize(("size", "expected"), [("small", (400, 64)), ("base", (50_000, None))])
