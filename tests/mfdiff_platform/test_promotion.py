@@ -37,7 +37,7 @@ from mfdiff_platform.tracking import TrackingStore
 from mfdiff_platform.workspace import ENVIRONMENT, Workspace
 
 LIMITS = GateLimits(regions=BiasLimits(max_bias=0.1), activity=BiasLimits(max_bias=0.06))
-GOOD, FAIR, POOR = 0.0, 0.05, 1.0
+GOOD, FAIR, POOR = 0.0, 0.05, 10.0
 LINEAGE = {"study": "first", "trial": 3, "setting": "all"}
 
 Register = Callable[..., ModelVersion]
