@@ -36,7 +36,6 @@ _DEATHS = (
     "WorkerCrashedError",
     "worker process has died",
     "its process or its node is gone",
-    "Connection closed by peer",  # what is left of a group says so
 )
 _LOGGED = (*MODES, "loss")
 _OUR_FAULT = re.compile(r"^mfdiff_\w+\.errors\.\w+: ")

@@ -27,6 +27,9 @@ MOST_DEATHS = 3
 STOP_S = 25.0
 """How long workers may take to stop at a checkpoint; schedulers kill after 30 s."""
 
+_CUT_OFF = ("connection reset by peer", "connection closed by peer", "remote process exited")
+"""What gloo and NCCL say to a worker whose neighbour is gone."""
+
 Loop = Callable[[dict[str, Any]], bool]
 
 
@@ -181,10 +184,19 @@ def _cause(fault: Exception) -> Exception:
 
 
 def _words(causes: list[Exception]) -> str:
-    """The most telling of the causes in one line: a death explains its neighbours' faults."""
+    """The most telling of the causes in one line: a death explains its neighbours' faults.
+
+    Ray may hear of a neighbour's broken connection before it hears of the death itself.
+    """
     import ray
 
-    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
+    if any(isinstance(cause, ray.exceptions.RayActorError) or _cut_off(cause) for cause in causes):
         return "its process or its node is gone"
     told = (str(causes[0]).strip() or type(causes[0]).__name__).splitlines()
     return told[-1].strip()
+
+
+def _cut_off(cause: Exception) -> bool:
+    """Whether gloo or NCCL says that another worker went away."""
+    text = str(cause).lower()
+    return isinstance(cause, RuntimeError) and any(words in text for words in _CUT_OFF)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mfdiff_core.bundle import Bundle
 from mfdiff_core.errors import ConfigError
 from mfdiff_platform.search import check_batches
 from mfdiff_platform.session import SearchScale
 from mfdiff_platform.study import Study, StudyRequest
+from mfdiff_platform.train_group import _words
 
 SPACE = """
 parameters:
@@ -160,6 +162,24 @@ def test_stopped_trial_lets_its_workers_go_and_leaves_no_bundle(told: dict[str, 
     assert told["stopped"]
     assert not told["bundle"]
     assert told["free"] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("fault", "dead"),
+    [
+        (RuntimeError("[x:537] Read error [127.0.0.1]:1: Connection reset by peer. GLHF!"), True),
+        (RuntimeError("[x:544] Connection closed by peer [127.0.0.1]:1"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), True),
+        (ConnectionResetError("[Errno 104] Connection reset by peer"), False),  # some server
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_neighbours_broken_connection_is_told_as_the_death_it_comes_of(
+    fault: Exception, dead: bool
+) -> None:
+    told = _words([fault])
+    assert (told == "its process or its node is gone") == dead
+    assert dead or told == str(fault)
 
 
 def test_batches_that_the_gpus_cannot_share_are_refused(tmp_path: Path) -> None:
