@@ -8,7 +8,7 @@ from mfdiff_core.model import ModelConfig, build_model
 from mfdiff_platform.code_state import code_fingerprint
 from mfdiff_platform.compare_bench import Bench
 from mfdiff_platform.compare_restoration import Restoration
-from mfdiff_platform.compare_training import VALIDATION_SLICES, VALIDATIONS, Arm, Trained
+from mfdiff_platform.compare_training import THEN, VALIDATION_SLICES, VALIDATIONS, Arm, Trained
 from mfdiff_platform.pretrain_request import fast_sampler
 
 _USUAL_BETAS = (0.9, 0.999)
@@ -37,7 +37,7 @@ def facts(
         "losses": grouped({label: arm.model.loss_text for label, arm in rows.items()}),
         "samplers": _samplers(bench),
         "code": f"mfdiff-platform {code_fingerprint()}",
-        "trained by": grouped({label: trained[label].by for label in rows}),
+        "trained by": grouped({label: THEN.join(trained[label].by) for label in rows}),
         "restored by": grouped({m.label: restored[m.label].by for m in bench.comparison.methods}),
     }
     if bench.phantom is not None and bench.phantom is not bench.domain:

@@ -93,12 +93,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trained:
-    """A bundle, what its stages took in all, and by which code it was trained."""
+    """A bundle, what its stages took in all, and which code was at them, first to last."""
 
     bundle: Bundle
     iterations: int
     training_s: float
-    by: str
+    by: tuple[str, ...]
 
 
 def trained(arm: Arm, models: Path) -> Trained:
@@ -121,12 +121,11 @@ def trained(arm: Arm, models: Path) -> Trained:
                 _train(arm, folder, parent.bundle if parent else None, shown)
     clock = read_json(folder / CLOCK)
     iterations, spent = arm.recipe.iterations, clock["training_s"]
-    by = clock.get("by", [UNKNOWN])
+    by = tuple(clock.get("by", [UNKNOWN]))
     if parent is not None:
         iterations, spent = iterations + parent.iterations, spent + parent.training_s
-        by = [*parent.by.split(THEN), *by]
-    makers = THEN.join(dict.fromkeys(by))
-    return Trained(load_bundle(folder / BUNDLE), iterations, spent, makers)
+        by = parent.by + by
+    return Trained(load_bundle(folder / BUNDLE), iterations, spent, tuple(dict.fromkeys(by)))
 
 
 def maker(device: torch.device) -> str:

@@ -395,7 +395,7 @@ def feet(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             scale(recipe=recipe, adapt_iterations=40, adapt_rate=0.5, **changes),
         )
         labels = [method.label for method in bench.comparison.methods]
-        done = {label: Trained(None, 1, 1.0, f"code {label[0]}") for label in labels}  # type: ignore[arg-type]
+        done = {label: Trained(None, 1, 1.0, (f"code {label[0]}",)) for label in labels}  # type: ignore[arg-type]
         restored = {label: Restoration(torch.zeros(1), by="code 1") for label in labels}
         return facts(bench, done, restored)
 
@@ -438,8 +438,7 @@ def test_foot_says_what_rows_share_once_and_what_they_do_not_by_name(
     )
     assert foot["samplers"].startswith(
         "CSRD, mean of 8 / CSRD: Heun's method, 5 evaluations a sample;"
-        " "
-        "MFdiff (paper), mean of 8: dpmpp2m, 3 evaluations a sample; MFdiff (paper): ddpm, 20"
+        " MFdiff (paper), mean of 8: dpmpp2m, 3 evaluations a sample; MFdiff (paper): ddpm, 20"
     )
     assert "phantoms" not in foot
     assert "samplers" not in feet(own(["m-unet"], "phantom", 1))
@@ -518,11 +517,11 @@ def test_external_stage_on_the_test_subjects_is_refused(
 ) -> None:
     twin = Path(shutil.copytree(workspace.dataset("site"), workspace.root / "twin"))
     split = json.loads((twin / "split.json").read_text())
-    names = split["test"][0]
+    name = split["test"][0]
     split["test"][0], split["train"][0] = split["train"][0], split["test"][0]
     (twin / "split.json").write_text(json.dumps(split))
     chosen = own(["m-unet"], "site", 1)
-    with pytest.raises(DataError, match=rf"twin: trains on test subjects of .*site \({names}\)"):
+    with pytest.raises(DataError, match=rf"twin: trains on test subjects of .*site \({name}\)"):
         compare(workspace, store, chosen, scale(), phantom=twin)
     assert not (workspace.root / "comparisons").exists()
 
